@@ -1,0 +1,114 @@
+"""Command-line flags from a dataclass: one field is one flag, and a mistake is one line that names it."""
+
+import argparse
+import difflib
+import math
+import sys
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """The values that a flag accepts: a test, and the words for it."""
+
+    test: callable
+    words: str
+
+
+COUNT = Accepts(lambda v: v >= 1, "a whole number from 1 up")
+LENGTH = Accepts(lambda v: v >= 2, "a whole number from 2 up")
+NATURAL = Accepts(lambda v: v >= 0, "a whole number from 0 up")
+SEED = Accepts(lambda v: 0 <= v < 2**63, "a whole number from 0 up to 2^63 - 1")
+POSITIVE = Accepts(lambda v: 0 < v < math.inf, "a number above 0")
+NOT_NEGATIVE = Accepts(lambda v: 0 <= v < math.inf, "a number from 0 up")
+FRACTION = Accepts(lambda v: 0 <= v < 1, "a number from 0 up to, not including, 1")
+PROBABILITY = Accepts(lambda v: 0 < v <= 1, "a number above 0 and up to 1")
+NOISE_RATE = Accepts(lambda v: 0 < v < 0.5, "a number between 0 and 0.5")
+
+
+def flag(default, about, accepts=None):
+    """A field of a config dataclass: its default, when to change it, and what it accepts (`Accepts`, or a list)."""
+    choices, accepts = (accepts, None) if isinstance(accepts, list) else (None, accepts)
+    metadata = {"about": about, "accepts": accepts, "choices": choices}
+    if default is MISSING or not isinstance(default, list):
+        return field(default=default, metadata=metadata)
+    return field(default_factory=lambda: list(default), metadata=metadata)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line and an unknown flag suggests the nearest known one."""
+
+    def error(self, message):
+        """Raise ValueError, which the program turns into its one line."""
+        raise ValueError(message)
+
+    def parse_args(self, argv):
+        """As argparse, naming the first unknown argument."""
+        namespace, unknown = self.parse_known_args(argv)
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            self.error(f"{unknown[0]}: unknown argument; {hint}--help lists all")
+        return namespace
+
+
+def parse(config_class, argv, description):
+    """(config, the set of field names that were given); `--help` prints and exits.
+
+    Raises:
+        ValueError: an unknown flag, or a value out of range; the message names the flag and what it accepts.
+    """
+    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for f in fields(config_class):
+        kind = f.type
+        if isinstance(kind, UnionType):  # `int | None`: None means "not given"
+            kind = next(k for k in get_args(kind) if k is not type(None))
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        settings = {"dest": f.name, "help": f.metadata["about"].replace("%", "%%")}
+        if default is MISSING:
+            settings["required"] = True
+        elif default not in (None, False):
+            settings["help"] += f" (default: {default})"
+        if kind is bool:
+            settings["action"] = "store_true"
+        elif get_origin(kind) is list:
+            settings |= {"nargs": "+", "type": get_args(kind)[0], "metavar": "PATH"}
+        else:
+            settings |= {"type": converter(kind, f.metadata["accepts"]), "choices": f.metadata["choices"]}
+            if not f.metadata["choices"]:
+                settings["metavar"] = {int: "N", float: "X", Path: "DIR", str: "TEXT"}[kind]
+        parser.add_argument("--" + f.name.replace("_", "-"), **settings)
+    given = vars(parser.parse_args(argv))
+    return config_class(**given), set(given)
+
+
+def converter(kind, accepts):
+    """Turn a flag's text into a value of `kind`, or say what the flag accepts."""
+
+    def convert(text):
+        try:
+            value = kind(text)
+            if accepts is None or accepts.test(value):
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"expected {accepts.words if accepts else kind.__name__}, got {text!r}")
+
+    return convert
+
+
+def refuse(given, names, reason):
+    """Raise ValueError if one of the fields `names` was given although it would have no effect."""
+    for name in names:
+        if name in given:
+            raise ValueError(f"--{name.replace('_', '-')} has no effect {reason}; leave it out")
+
+
+def stop(message, code=2):
+    """End the program: the message on standard error, one line after the program's name."""
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    sys.exit(code)

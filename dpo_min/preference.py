@@ -1,0 +1,42 @@
+"""From rewards to preferences: the Bradley–Terry model, and why Z(x) never has to be computed.
+
+Two answers y_w and y_l to one prompt x have rewards r_w and r_l. Bradley and Terry (1952) say how
+often people prefer the first:
+
+    P(y_w ≻ y_l | x) = e^{r_w} / (e^{r_w} + e^{r_l}) = σ(r_w − r_l)
+
+Only the difference counts, so adding any f(x) to both rewards changes nothing. The reward that a
+policy π implies is r(x, y) = β log(π(y|x) / π_ref(y|x)) + β log Z(x), and β log Z(x) is such an f(x):
+it cancels, and β times the `margin` below is all that is left (DPO, arXiv:2305.18290, Eq. 6).
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def bradley_terry(reward_chosen, reward_rejected):
+    """P(y_w ≻ y_l) = σ(r_w − r_l), elementwise over broadcastable tensors (DPO, Eq. 1)."""
+    return torch.sigmoid(reward_chosen - reward_rejected)
+
+
+def log_bradley_terry(reward_chosen, reward_rejected):
+    """Log P(y_w ≻ y_l), finite where P itself underflows to zero; same shapes as `bradley_terry`."""
+    return F.logsigmoid(reward_chosen - reward_rejected)
+
+
+def margin(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps):
+    """H = [log π(y_w) − log π_ref(y_w)] − [log π(y_l) − log π_ref(y_l)] (DPO, Eq. 7, inside σ, without β).
+
+    Args: four tensors of log-probabilities in nats, each (B,). Returns h, (B,).
+    The order of the subtractions matters: a policy equal to its reference gives exactly zero.
+
+    Raises:
+        ValueError: the four are not all of one shape (B,).
+    """
+    logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+    shapes = [tuple(x.shape) for x in logps]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 1:
+        raise ValueError(f"margin: the four log-probabilities must share one shape (B,); got {shapes}")
+    chosen = policy_chosen_logps - reference_chosen_logps  # (B,) a: how much more likely y_w has become
+    rejected = policy_rejected_logps - reference_rejected_logps  # (B,) b: the same for y_l
+    return chosen - rejected

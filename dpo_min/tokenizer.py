@@ -1,0 +1,145 @@
+"""Text ↔ token ids, by `tiktoken`.
+
+Every tokenizer here is a byte-level BPE: 256 single bytes, merges of them, and one control token,
+`<|endoftext|>`. It comes from one of three places: nothing but the 256 bytes (`bytes`), tiktoken's own
+GPT-2 (`gpt2`), or the vocabulary files beside a model. A model directory always receives the files,
+so it needs no flag and no network afterwards.
+"""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import tiktoken
+
+END_OF_TEXT = "<|endoftext|>"
+# How GPT-2 cuts text into pieces before merging; tiktoken's equivalent of the published pattern.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+
+def printable_bytes():
+    """GPT-2's one printable character for each byte, in which vocab.json and merges.txt are written."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [b for b in range(256) if b not in visible]
+    return {b: chr(b) for b in visible} | {b: chr(256 + i) for i, b in enumerate(hidden)}
+
+
+BYTE_TO_CHAR = printable_bytes()
+CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
+
+
+class Tokenizer:
+    """A byte-level BPE with one control token; text that spells the control token is ordinary text."""
+
+    def __init__(self, ranks, end_of_text):
+        """ranks: token bytes → id, merges in order of id; end_of_text: the id of the control token."""
+        self.ranks = ranks
+        self.end_of_text = end_of_text
+        self.vocab_size = max(end_of_text, *ranks.values()) + 1
+        self.encoding = tiktoken.Encoding(
+            "dpo_min", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: end_of_text}
+        )
+
+    def encode(self, text):
+        """Ids of the text's own bytes; the control token never appears among them."""
+        return self.encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts):
+        """`encode` for each text, on several threads."""
+        return self.encoding.encode_ordinary_batch(texts)
+
+    def decode_bytes(self, ids):
+        """The bytes of the ids without the control token: a character may still be incomplete at either end."""
+        return self.encoding.decode_bytes([i for i in ids if i != self.end_of_text])
+
+    def decode(self, ids):
+        """The text of the ids without the control token; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def save(self, directory):
+        """Write GPT-2's own two files, vocab.json and merges.txt."""
+
+        def spell(token):
+            return "".join(BYTE_TO_CHAR[b] for b in token)
+
+        vocab = {spell(token): i for token, i in self.ranks.items()} | {END_OF_TEXT: self.end_of_text}
+        merges = [" ".join(map(spell, pair)) for pair in find_merges(self.ranks)]
+        directory = Path(directory)
+        (directory / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+        (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+
+
+def find_merges(ranks):
+    """The two parts that each longer token was merged from, in order of rank.
+
+    tiktoken keeps only ranks. The parts are what is left of the token's bytes after every merge of a
+    lower rank has been applied.
+    """
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [token[i : i + 1] for i in range(len(token))]
+        while len(parts) > 2:
+            pairs = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
+            lowest = min(pairs)
+            if lowest == rank:
+                raise ValueError(f"tokenizer: token {rank} ({token!r}) is not a merge of two earlier tokens")
+            i = pairs.index(lowest)
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        if len(parts) == 2:
+            merges.append(tuple(parts))
+    return merges
+
+
+def load_tokenizer(name):
+    """The tokenizer called `bytes` or `gpt2`, or the one whose files lie in the directory `name`.
+
+    Raises:
+        ValueError: no such name or directory, or files that are not a byte-level BPE.
+    """
+    if name == "bytes":
+        return Tokenizer({bytes([b]): b for b in range(256)}, end_of_text=256)
+    if name == "gpt2":
+        return load_gpt2()
+    if Path(name).is_dir():
+        return load_directory(Path(name))
+    raise ValueError(f"tokenizer {str(name)!r}: not bytes, gpt2 or a directory with vocab.json and merges.txt")
+
+
+def load_gpt2():
+    """Tiktoken's GPT-2, which tiktoken downloads at its first use unless its cache holds the files."""
+    try:
+        encoding = tiktoken.get_encoding("gpt2")
+    except Exception as error:  # tiktoken passes on whatever its download raised
+        raise ValueError(
+            f"tokenizer gpt2: tiktoken could not fetch its vocabulary ({type(error).__name__}). Offline, set "
+            "TIKTOKEN_CACHE_DIR to a filled cache, or --tokenizer to a directory with encoder.json and vocab.bpe"
+        ) from error
+    return Tokenizer(encoding._mergeable_ranks, encoding.eot_token)
+
+
+def load_directory(directory):
+    """A tokenizer from vocab.json + merges.txt, or from GPT-2's first names for them, encoder.json + vocab.bpe."""
+    for vocab_name, merges_name in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        vocab_path, merges_path = directory / vocab_name, directory / merges_name
+        if vocab_path.exists() and merges_path.exists():
+            break
+    else:
+        raise ValueError(
+            f"{directory}: no vocab.json with merges.txt, nor encoder.json with vocab.bpe; name one with --tokenizer"
+        )
+    try:
+        vocab = json.loads(vocab_path.read_text(encoding="utf-8"))
+        merges = merges_path.read_text(encoding="utf-8").split("\n")
+        end_of_text = vocab.pop(END_OF_TEXT)
+        ranks = {bytes(CHAR_TO_BYTE[c] for c in token): i for token, i in vocab.items()}
+        # tiktoken merges in order of id, the files in order of line: they must be the same order.
+        lines = [line for line in merges if line and not line.startswith("#version")]
+        ids = [vocab[line.replace(" ", "")] for line in lines]
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
+        raise ValueError(f"{directory}: {vocab_name} or {merges_name} cannot be read: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"{directory}: {error} is missing, or is not spelled in GPT-2's byte alphabet") from error
+    singles = sum(len(token) == 1 for token in ranks)
+    if ids != sorted(ids) or singles != 256 or len(ids) + singles != len(ranks):
+        raise ValueError(f"{directory}: {vocab_name} and {merges_name} do not make one byte-level BPE")
+    return Tokenizer(ranks, end_of_text)

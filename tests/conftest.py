@@ -1,0 +1,36 @@
+"""Fixtures that several test files share: a GPT small enough to enumerate, and the shared data where it is there."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+from dpo_min.gpt import GPT, GPTConfig
+
+# In CI every run draws the same examples, so that a failure there is a failure here.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
+hypothesis.settings.register_profile("dev", deadline=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real preferences and GPT-2's vocabulary that lies beside the checkout in CI."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs ../shared/data, which is not part of the project")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt():
+    """A real GPT in float64 over 5 tokens, 4 being end-of-text; its weights are large enough to be far from uniform."""
+    model = GPT(GPTConfig(vocab_size=5, block_size=12, n_layer=2, n_head=2, n_embd=8)).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model.eval().requires_grad_(False)
