@@ -7,13 +7,11 @@
 Read from top to bottom: the options, the data, then (from `import torch` on) models, step, loop.
 """
 
-import copy
 import functools
-import itertools
 import math
 import sys
-import time
 from dataclasses import MISSING, asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from dpo_min import options
@@ -70,11 +68,8 @@ class Config:
 
 # (when, the flags that then have no effect, why): giving one of them is an error.
 WITHOUT_EFFECT = (
-    (
-        lambda c: c.loss_type == "sft",
-        "beta label_smoothing reduce reference sft_steps sft_data",
-        "with --loss-type sft",
-    ),
+    (lambda c: c.loss_type == "sft", "beta label_smoothing reduce reference", "with --loss-type sft"),
+    (lambda c: c.loss_type == "sft", "sft_steps sft_data", "with --loss-type sft, which is that fit itself"),
     (lambda c: c.loss_type == "sigmoid", "label_smoothing", "with --loss-type sigmoid"),
     (lambda c: c.init, "n_layer n_head n_embd block_size sft_steps sft_data", "with --init, which is a fitted model"),
     (lambda c: not c.init, "reference", "without --init: the reference is the model that is fitted first"),
@@ -96,13 +91,18 @@ def read_options(argv):
         scratch, init = (1e-3, 2e-5) if config.loss_type == "sft" else (1e-4, 5e-6)
         config.learning_rate = init if config.init else scratch
     config.out = config.out or Path("runs") / Path(config.data[0]).name.split(".")[0]
+    holds_run = (config.out / "config.json").exists()
+    if holds_run and not config.resume:
+        raise ValueError(f"--out {config.out} already holds a run: choose another, or continue it with --resume")
+    if config.resume and not holds_run:
+        raise ValueError(f"--resume: --out {config.out} holds no run")
     return config
 
 
 def read_rows(config):
     """The rows to train on, the held-out rows, and the rows of the first fit: three lists of `Preference`."""
     rows, skipped = load_preferences(config.data, config.skip_bad_rows)
-    held_out, sft_rows = [], None
+    held_out, sft_rows = [], []
     if config.eval_data:
         held_out, more = load_preferences(config.eval_data, config.skip_bad_rows)
         skipped += more
@@ -140,207 +140,184 @@ from dpo_min.preference import margin
 from dpo_min.weights import load_model
 
 
-def build_models(config, tokenizer):
-    """(policy, reference), float32; the reference is None for sft, and where it has yet to be fitted."""
-    if not config.init:
+def build_models(config):
+    """(policy, reference, tokenizer); the reference is None for sft, and where it has yet to be fitted."""
+    if config.init:
+        policy = load_model(config.init)
+        reference = None if config.loss_type == "sft" else load_model(config.reference or config.init)
+        tokenizer = load_tokenizer(config.tokenizer or config.init)
+    else:
+        tokenizer = load_tokenizer(config.tokenizer or "bytes")
         config.block_size = config.block_size or config.max_length or 512
         sizes = GPTConfig(tokenizer.vocab_size, config.block_size, config.n_layer, config.n_head, config.n_embd)
         policy, reference = GPT(sizes, torch.Generator().manual_seed(config.seed)), None
-    else:
-        policy = load_model(config.init)
-        reference = None if config.loss_type == "sft" else load_model(config.reference or config.init)
-    for model, name in ((policy, config.init or "the model"), (reference, config.reference or config.init)):
-        if model and tokenizer.vocab_size > model.config.vocab_size:
-            ids = tokenizer.vocab_size
-            raise ValueError(
-                f"{name} knows {model.config.vocab_size} token ids, --tokenizer {config.tokenizer} makes {ids}"
-            )
-        if model and (config.max_length or 2) > model.config.block_size:
-            raise ValueError(f"--max-length {config.max_length}: {name} has only {model.config.block_size} positions")
-    return policy, reference
-
-
-def tokenize_rows(config, tokenizer, rows, block_size):
-    """The three lists of `read_rows` as lists of `TokenizedPair`, saying what was cut."""
-    config.max_length = config.max_length or min(block_size, 512)
+    config.max_length = config.max_length or min(512, policy.config.block_size)
     config.max_prompt_length = config.max_prompt_length or config.max_length // 2
     if config.max_prompt_length >= config.max_length:
         raise ValueError(f"--max-prompt-length must stay below --max-length, which is {config.max_length}")
-    sets, truncated, dropped = zip(
-        *(tokenize(part or [], tokenizer, config.max_length, config.max_prompt_length) for part in rows), strict=True
-    )
+    for name, model in (("policy", policy), ("reference", reference)):
+        if model and tokenizer.vocab_size > (known := model.config.vocab_size):
+            raise ValueError(f"--tokenizer makes {tokenizer.vocab_size} token ids, the {name} knows only {known}")
+        if model and config.max_length > (positions := model.config.block_size):
+            raise ValueError(f"--max-length {config.max_length}: the {name} has only {positions} positions")
+    return policy, reference, tokenizer
+
+
+def tokenize_rows(config, tokenizer, rows):
+    """The three lists of `read_rows` as lists of `TokenizedPair`, saying what was cut."""
+    limits = config.max_length, config.max_prompt_length
+    sets, truncated, dropped = zip(*(tokenize(part, tokenizer, *limits) for part in rows), strict=True)
+    train, held_out, sft = sets
     print(
-        f"data: {len(sets[0])} pairs to train on, {len(sets[1])} held out; "
+        f"data: {len(train)} pairs to train on, {len(held_out)} held out; "
         f"{sum(truncated)} truncated to {config.max_length} tokens, {sum(dropped)} dropped"
     )
-    if not sets[0]:
+    if not train:
         raise ValueError(f"{', '.join(config.data)}: no row is left to train on")
-    return sets[0], sets[1], sets[2] or sets[0]
-
-
-def measure(config, policy, reference, pairs, weight):
-    """One micro-batch: its share of the step's loss (a scalar), and its metrics, name → (B,).
-
-    `weight` counts the pairs of the whole step (for sft its scored tokens), so that the shares of
-    micro-batches of any sizes add up to the loss of the full batch.
-    """
-    device = policy.wte.weight.device
-    if config.loss_type == "sft":
-        batch = pack(pairs, chosen_only=True).to(device)
-        logps = batch_logps(policy, batch)  # (B,)
-        return sft_loss(logps, weight), {"logps/chosen": logps.detach()}
-    batch = pack(pairs).to(device)
-    policy_logps = batch_logps(policy, batch, config.reduce).chunk(2)  # chosen, rejected: (B,) each
-    with torch.no_grad():
-        reference_logps = batch_logps(reference, batch, config.reduce).chunk(2)
-    h = margin(*policy_logps, *reference_logps)  # (B,)
-    losses = LOSSES[config.loss_type].value(h, config.beta, config.label_smoothing)  # (B,)
-    policy_logps = [logps.detach() for logps in policy_logps]
-    return losses.sum() / weight, preference_metrics(policy_logps, reference_logps, config.beta)
-
-
-def accumulate(config, policy, reference, pairs, autocast, totals, backward=None):
-    """Run `measure`, and `backward` if given, over the micro-batches of `pairs`; add to `totals`."""
-    weight = sum(len(pair.chosen_ids) for pair in pairs) if config.loss_type == "sft" else len(pairs)
-    for start in range(0, len(pairs), config.micro_batch_size):
-        micro = pairs[start : start + config.micro_batch_size]
-        with autocast:
-            loss, metrics = measure(config, policy, reference, micro, weight)
-        if not torch.isfinite(loss):
-            rows = ", ".join(pair.source for pair in micro)
-            raise FloatingPointError(f"the loss is {loss.item()} on these rows: {rows}")
-        if backward:
-            backward(loss)
-        for name, values in (metrics | {"loss": loss.detach()[None] * weight}).items():
-            totals[name] = totals.get(name, 0.0) + values.double().sum().item()
-    for name, number in (("pairs", len(pairs)), ("weight", weight), ("tokens", sum(p.num_tokens for p in pairs))):
-        totals[name] = totals.get(name, 0) + number
-
-
-def training_step(config, policy, reference, pairs, autocast, optimizer, scaler, totals):
-    """One optimiser step on `pairs`; returns the gradient's norm, before it was clipped."""
-    accumulate(config, policy, reference, pairs, autocast, totals, backward=lambda loss: scaler.scale(loss).backward())
-    scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm).item()
-    if (
-        not math.isfinite(norm) and scaler.get_scale() <= 1
-    ):  # above 1 it is float16's overflow: the scaler skips the step
-        rows = ", ".join(pair.source for pair in pairs)
-        raise FloatingPointError(f"the gradient's norm is {norm} on these rows: {rows}")
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
+    return train, held_out, sft or train
 
 
 def count_steps(config, pairs):
-    """Optimiser steps of the run; the last batch of an epoch may be a small one."""
-    return config.max_steps or math.ceil(config.epochs * math.ceil(len(pairs) / config.batch_size))
+    """(steps of the run, steps of an epoch); the last step of an epoch takes what is left of it."""
+    epoch_steps = math.ceil(len(pairs) / config.batch_size)
+    return config.max_steps or math.ceil(config.epochs * epoch_steps), epoch_steps
 
 
-def fit(config, policy, reference, pairs, held_out, directory, label, save_best=None):
-    """Train `policy` on `pairs`; True when all steps are done, False when it was interrupted and saved."""
-    device, dtype = run.choose_device(config.device, config.dtype)
-    autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
-    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-    optimizer = make_optimizer(config.optimizer, policy, config.learning_rate, config.weight_decay)
-    steps, epoch_steps = count_steps(config, pairs), math.ceil(len(pairs) / config.batch_size)
-    warmup = min(150, steps // 10) if config.warmup_steps is None else config.warmup_steps
-    first, totals, best = 0, {}, math.inf
-    if config.resume and (state := run.load_checkpoint(directory)):
-        for part, name in ((policy, "policy"), (optimizer, "optimizer"), (scaler, "scaler")):
-            part.load_state_dict(state[name])
-        first, totals, best = state["step"], state["totals"], state["best"]
-    metrics, progress = run.Metrics(directory, first), run.Progress(label, steps, first)
+class Stage:
+    """One fit of a policy: the step, the evaluation and the loop. DPO is a stage, and so is the SFT before it."""
 
-    def evaluate(step):
-        sums, start = {}, time.perf_counter()
+    def __init__(self, config, policy, reference, directory):
+        """The reference is None for sft; metrics and checkpoint go to `directory`."""
+        self.config, self.policy, self.reference, self.directory = config, policy, reference, directory
+        self.device, dtype = run.choose_device(config.device, config.dtype)
+        self.autocast = torch.autocast(self.device, dtype, enabled=dtype != torch.float32)
+        self.scaler = torch.amp.GradScaler(self.device, enabled=dtype == torch.float16)
+        self.optimizer = make_optimizer(config.optimizer, policy, config.learning_rate, config.weight_decay)
+        for model in filter(None, (policy, reference)):
+            model.to(self.device)
+            if config.compile:
+                model.compile(dynamic=True)
+
+    def loss(self, pairs, denominator):
+        """The share of these pairs in the loss of a step, a scalar, and their metrics: name → (B,).
+
+        `denominator` counts the pairs of the whole step (for sft its scored tokens), so that the shares
+        of micro-batches of any sizes add up to the loss of the full batch.
+        """
+        config = self.config
+        batch = pack(pairs, chosen_only=self.reference is None).to(self.device)
+        if self.reference is None:
+            logps = batch_logps(self.policy, batch)  # (B,)
+            return sft_loss(logps, denominator), {"logps/chosen": logps.detach()}
+        policy_logps = batch_logps(self.policy, batch, config.reduce).chunk(2)  # chosen and rejected, (B,) each
         with torch.no_grad():
-            accumulate(config, policy, reference, held_out, autocast, sums)
-        line = run.summarise(sums, "eval", step, step / epoch_steps, time.perf_counter() - start)
-        metrics.write(line)
-        progress.show(step, f"held out: {run.describe(line)}", keep=True)
-        return line["loss"]
+            reference_logps = batch_logps(self.reference, batch, config.reduce).chunk(2)
+        h = margin(*policy_logps, *reference_logps)  # (B,)
+        losses = LOSSES[config.loss_type].value(h, config.beta, config.label_smoothing)  # (B,)
+        return losses.sum() / denominator, preference_metrics(policy_logps, reference_logps, config.beta)
 
-    if held_out and first == 0:
-        evaluate(0)
-    data = itertools.islice(batches(pairs, config.batch_size, config.seed), first, steps)
-    with run.Interrupt() as interrupt:
-        start = time.perf_counter()
-        for step, chunk in enumerate(data, start=first + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(config.lr_schedule, step - 1, steps, warmup)
-            try:
-                norm = training_step(config, policy, reference, chunk, autocast, optimizer, scaler, totals)
-            except FloatingPointError as error:
-                raise FloatingPointError(f"step {step}: {error}; lower --learning-rate or look at the rows") from None
-            if step == 1 or step % config.log_every == 0 or step == steps:
-                line = run.summarise(totals, "train", step, step / epoch_steps, time.perf_counter() - start)
-                start = time.perf_counter()
-                metrics.write(line | {"grad_norm": norm, "learning_rate": group["lr"]})
-                progress.show(step, run.describe(line))
-            progress.tick(step)
-            if held_out and (step % config.eval_every == 0 or step == steps) and (loss := evaluate(step)) < best:
-                best = loss
-                if save_best:
-                    save_best()
-            if step % config.save_every == 0 or step == steps or interrupt.requested:
-                state = {
-                    "policy": policy.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "scaler": scaler.state_dict(),
-                }
-                path = run.save_checkpoint(directory, step, state | {"totals": totals, "best": best})
-            if interrupt.requested and step < steps:
-                print(f"\nstopped after step {step}, saved in {path}; the same command with --resume goes on")
-                return False
-    return True
+    def accumulate(self, pairs, totals, backward=lambda loss: None):
+        """`loss` and `backward` over the micro-batches of `pairs`; sums over pairs are added to `totals`."""
+        size = self.config.micro_batch_size
+        denominator = len(pairs) if self.reference else sum(len(pair.chosen_ids) for pair in pairs)
+        for micro in (pairs[i : i + size] for i in range(0, len(pairs), size)):
+            with self.autocast:
+                loss, metrics = self.loss(micro, denominator)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss.item()} on {', '.join(pair.source for pair in micro)}")
+            backward(loss)
+            totals.add(metrics, loss * denominator)
+        totals.count(pairs, denominator, chosen_only=self.reference is None)
+
+    def step(self, pairs, totals):
+        """One optimiser step; returns the gradient's norm before clipping."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accumulate(pairs, totals, backward=lambda loss: self.scaler.scale(loss).backward())
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm).item()
+        # Above scale 1 an infinite gradient is float16's overflow: the scaler skips the step and halves itself.
+        if not math.isfinite(norm) and self.scaler.get_scale() <= 1:
+            raise FloatingPointError(f"the gradient is {norm} on {', '.join(pair.source for pair in pairs)}")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return norm
+
+    def evaluate(self, held_out, log, step):
+        """Write the metrics of the held-out pairs; returns their loss."""
+        totals = run.Totals()
+        with torch.no_grad():
+            self.accumulate(held_out, totals)
+        return log.write("eval", step, totals)["loss"]
+
+    def fit(self, pairs, held_out, label, save_best=lambda: None):
+        """Train to the last step; False when it was interrupted, and saved, before."""
+        config, parts = self.config, {"policy": self.policy, "optimizer": self.optimizer, "scaler": self.scaler}
+        steps, epoch_steps = count_steps(config, pairs)
+        state = run.load_checkpoint(self.directory, parts) if config.resume else None
+        state = state or {"step": 0, "best": math.inf, "totals": {}}
+        first, best, totals = state["step"], state["best"], run.Totals(state["totals"])
+        log = run.Log(self.directory, label, steps, epoch_steps, first)
+        if held_out and not first:
+            self.evaluate(held_out, log, 0)
+        with run.Interrupt() as interrupt:
+            order = islice(batches(pairs, config.batch_size, config.seed), first, steps)
+            for step, chunk in enumerate(order, first + 1):
+                rate = config.learning_rate * schedule(config.lr_schedule, step, steps, config.warmup_steps)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                try:
+                    norm = self.step(chunk, totals)
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"step {step}: {error}") from None
+                if step == 1 or step % config.log_every == 0 or step == steps:
+                    log.write("train", step, totals, grad_norm=norm, learning_rate=rate)
+                log.tick(step)
+                if held_out and (step % config.eval_every == 0 or step == steps):
+                    loss = self.evaluate(held_out, log, step)
+                    if loss < best:
+                        best = loss
+                        save_best()
+                if step % config.save_every == 0 or step == steps or interrupt.requested:
+                    run.save_checkpoint(self.directory, parts, {"step": step, "best": best, "totals": dict(totals)})
+                if interrupt.requested and step < steps:
+                    return False
+        return True
 
 
 def train(config, rows):
-    """Everything after the rows are known to be good; returns the exit code."""
-    device, _ = run.choose_device(config.device, config.dtype)
-    tokenizer = load_tokenizer(config.tokenizer or str(config.init or "bytes"))
-    policy, reference = build_models(config, tokenizer)
-    block_size = min(model.config.block_size for model in (policy, reference) if model)
-    pairs, held_out, sft_pairs = tokenize_rows(config, tokenizer, rows, block_size)
-    settings = {name: value for name, value in asdict(config).items() if name not in ("resume", "out")}
-    settings["data_sha256"] = fingerprint([*config.data, *config.eval_data, *config.sft_data])
-    run.open_run(config.out, settings, config.resume)
-    policy.to(device)
-    if reference is None and config.loss_type != "sft":
-        directory = config.out / "reference"
-        steps = config.sft_steps or count_steps(config, pairs)
-        first_fit = replace(config, loss_type="sft", max_steps=steps, learning_rate=1e-3, lr_schedule="cosine")
-        if config.resume and (directory / "config.json").exists():
-            policy = load_model(directory).to(device)
-        elif fit(first_fit, policy, None, sft_pairs, held_out, directory, "first fit"):
-            run.save_model_directory(policy, tokenizer, directory)
-        else:
-            return 130
-        reference = copy.deepcopy(policy)
-    if reference is not None:
-        reference.to(device).requires_grad_(False)
-    if config.compile:
-        for model in filter(None, (policy, reference)):
-            model.compile(dynamic=True)
-    save_best = functools.partial(run.save_model_directory, policy, tokenizer, config.out / "best")
-    finished = fit(config, policy, reference, pairs, held_out, config.out, config.loss_type, save_best)
-    run.save_model_directory(policy, tokenizer, config.out / "model")
-    run.draw_curves(config.out)
-    print(f"model: {config.out / 'model'}")
-    return 0 if finished else 130
-
-
-def main(config, rows):
-    """`train`, with what can go wrong as one line: exit code 2 for a mistake, 1 for trouble in the numbers."""
+    """Models, data, the first fit where one is needed, and the run; returns the exit code."""
     try:
-        return train(config, rows)
+        policy, reference, tokenizer = build_models(config)
+        run.choose_device(config.device, config.dtype)
+        pairs, held_out, sft_pairs = tokenize_rows(config, tokenizer, rows)
+        settings = {name: value for name, value in asdict(config).items() if name not in ("resume", "out")}
+        settings["data_sha256"] = fingerprint(config.data + config.eval_data + config.sft_data)
+        run.open_run(config.out, settings)
     except ValueError as error:
         options.stop(error)
-    except (FloatingPointError, OSError) as error:
-        options.stop(error, code=1)
+    save = functools.partial(run.save_model_directory, tokenizer=tokenizer)
+    finished = True
+    if reference is None and config.loss_type != "sft":
+        fitted = config.out / "reference"
+        if not (fitted / "config.json").exists():
+            steps = config.sft_steps or count_steps(config, pairs)[0]
+            sft = replace(config, loss_type="sft", max_steps=steps, learning_rate=1e-3, lr_schedule="cosine")
+            finished = Stage(sft, policy, None, fitted).fit(sft_pairs, held_out, "first fit")
+            if finished:
+                save(policy, directory=fitted)
+        if finished:
+            policy, reference = load_model(fitted), load_model(fitted)
+    if finished:
+        stage = Stage(config, policy, reference, config.out)
+        finished = stage.fit(pairs, held_out, config.loss_type, lambda: save(policy, directory=config.out / "best"))
+        save(policy, directory=config.out / "model")
+        run.draw_curves(config.out)
+    if not finished:
+        print(f"stopped and saved in {config.out}: the same command with --resume goes on")
+        return 130
+    print(f"done: {config.out / 'model'}")
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*PREPARED))
+    sys.exit(run.guard(train, *PREPARED))

@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate over a run."""
+"""The optimizer, and its learning rate over a run."""
 
 import math
 
@@ -12,14 +12,16 @@ def make_optimizer(name, model, learning_rate, weight_decay):
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    optimizer = {"adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}[name]
-    return optimizer(groups, lr=learning_rate)
+    return {"adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}[name](groups, lr=learning_rate)
 
 
-def schedule(shape, step, steps, warmup):
-    """What the learning rate of step 0 … steps − 1 is multiplied by: a linear warm-up, then `shape`; never zero."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    left = 1 - (step - warmup) / max(steps - warmup, 1)  # 1 → 0
-    shapes = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
-    return shapes[shape]
+def schedule(shape, step, steps, warmup_steps=None):
+    """What the learning rate is multiplied by in step 1 … steps: a linear warm-up, then `shape`; never zero.
+
+    The default warm-up is a tenth of the run, at most the DPO paper's 150 steps.
+    """
+    warmup = min(150, steps // 10) if warmup_steps is None else warmup_steps
+    if step <= warmup:
+        return step / (warmup + 1)
+    left = (steps - step + 1) / (steps - warmup)  # 1 → 1 / (steps − warmup)
+    return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[shape]

@@ -1,12 +1,12 @@
 """From rewards to preferences: the Bradley–Terry model, and why Z(x) never has to be computed.
 
-Two answers y_w and y_l to one prompt x have rewards r_w and r_l. Bradley and Terry (1952) say how
-often people prefer the first:
+Give each answer to a prompt x a strength p = e^r > 0, r being its reward. Bradley and Terry (1952) let it win
+in proportion to its strength; dividing above and below by p_w turns that into the σ of a difference:
 
-    P(y_w ≻ y_l | x) = e^{r_w} / (e^{r_w} + e^{r_l}) = σ(r_w − r_l)
+    P(y_w ≻ y_l | x) = p_w / (p_w + p_l) = 1 / (1 + e^{−(r_w − r_l)}) = σ(r_w − r_l)
 
-Only the difference counts, so adding any f(x) to both rewards changes nothing. The reward that a
-policy π implies is r(x, y) = β log(π(y|x) / π_ref(y|x)) + β log Z(x), and β log Z(x) is such an f(x):
+Only the difference counts, so adding any f(x) to both rewards changes nothing. The reward for which a policy π
+is optimal is r(x, y) = β log(π(y|x)/π_ref(y|x)) + β log Z(x) (objective.py), and β log Z(x) is such an f(x):
 it cancels, and β times the `margin` below is all that is left (DPO, arXiv:2305.18290, Eq. 6).
 """
 

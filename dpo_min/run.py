@@ -1,4 +1,4 @@
-"""The run directory: its config, its metrics, its checkpoint; and the line that shows how a run is going."""
+"""The run directory, and what else of a run is not mathematics: device, metrics, progress, checkpoint, signals."""
 
 import importlib
 import json
@@ -10,138 +10,176 @@ from pathlib import Path
 
 import torch
 
+from dpo_min.options import stop
 from dpo_min.weights import read_json, save_model, write_atomically
 
 
-def open_run(directory, settings, resume):
-    """Make a run directory and write its config.json, or check that it is the run that is to be resumed.
-
-    Args: settings, a JSON object that says everything that determines the run.
-
-    Raises:
-        ValueError: the directory holds a run and `resume` is off; it holds none and `resume` is on; or
-            its settings differ from these, with the differences named.
-    """
-    directory = Path(directory)
-    path = directory / "config.json"
-    if not resume:
-        if path.exists():
-            raise ValueError(f"--out {directory} already holds a run: choose another, or continue it with --resume")
-        if directory.exists() and not directory.is_dir():
-            raise ValueError(f"--out {directory} is not a directory")
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings | {"versions": versions()})
-        return
-    if not path.exists():
-        raise ValueError(f"--resume: {directory} holds no run")
-    before = read_json(path)
-    for key, value in json.loads(json.dumps(settings, default=str)).items():
-        if before.get(key) != value:
-            name = "--" + key.replace("_", "-")
-            raise ValueError(f"--resume: {name} was {before.get(key)!r} when the run began and is {value!r} now")
-
-
-def versions():
-    """What the run was made with."""
-    return {"python": platform.python_version(), "torch": torch.__version__}
-
-
-def write_json(path, value):
-    """Write a value as indented JSON, complete or not at all."""
-    with write_atomically(path) as file:
-        file.write(json.dumps(value, indent=2, default=str).encode() + b"\n")
-
-
-def save_model_directory(model, tokenizer, directory):
-    """A model with its tokenizer's files: what `--init` and `sample.py --model` take."""
-    save_model(model, directory, tokenizer.end_of_text)
-    tokenizer.save(directory)
-
-
 def choose_device(device, dtype):
-    """(device, autocast dtype) for the flags --device and --dtype.
+    """(device, autocast dtype) for the values of --device and --dtype.
 
     Raises:
         ValueError: the machine does not have the device.
     """
-    backends = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        device = next(name for name, there in backends.items() if there)
-    if not backends[device]:
-        there = ", ".join(name for name, there in backends.items() if there)
-        raise ValueError(f"--device {device} is not there; this machine has {there}")
+        device = next(name for name in there if there[name])
+    if not there[device]:
+        names = ", ".join(name for name in there if there[name])
+        raise ValueError(f"--device {device} is not there; this machine has {names}")
     if dtype == "auto":
         return device, torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return device, getattr(torch, dtype)
 
 
-class Metrics:
-    """metrics.jsonl: one JSON object a line. A resumed run first drops what it is about to write again."""
+def open_run(directory, settings):
+    """Make a run directory with its config.json; where it holds one already, check that it is of the same run.
 
-    def __init__(self, directory, step):
-        """Open the file; of what it holds, keep the lines that a run resumed at `step` has already earned."""
-        path = Path(directory) / "metrics.jsonl"
+    Args: settings, name → value: everything that determines the run.
+
+    Raises:
+        ValueError: the directory cannot be made, or its run was begun with other settings.
+    """
+    path = Path(directory) / "config.json"
+    settings = json.loads(json.dumps(settings, default=str))
+    if path.exists():
+        before = read_json(path)
+        for name, value in settings.items():
+            if before.get(name) != value:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"--resume: {flag} was {before.get(name)!r} when the run began, now it is {value!r}")
+        return
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if step and path.exists() else []
-        with write_atomically(path) as file:
+    except OSError as error:
+        raise ValueError(f"--out {directory}: {error.strerror}") from error
+    made_with = {"python": platform.python_version(), "torch": torch.__version__}
+    with write_atomically(path) as file:
+        file.write(json.dumps(settings | {"versions": made_with}, indent=2).encode() + b"\n")
+
+
+def save_model_directory(model, tokenizer, directory):
+    """A model with its tokenizer's files: what `train.py --init` and `sample.py --model` take."""
+    save_model(model, directory, tokenizer.end_of_text)
+    tokenizer.save(directory)
+
+
+class Totals(dict):
+    """Sums of metrics over pairs, so that a mean is exact however the pairs were divided into batches."""
+
+    def add(self, metrics, loss_sum):
+        """Add name → (B,) metrics, and the sum of the losses, a scalar."""
+        for name, values in (metrics | {"loss": loss_sum}).items():
+            self[name] = self.get(name, 0.0) + values.detach().sum(dtype=torch.float32).item()
+
+    def count(self, pairs, denominator, chosen_only):
+        """Count what was added: pairs, what the loss is a mean over (pairs, or tokens), and tokens seen."""
+        tokens = sum(p.num_tokens - chosen_only * len(p.rejected_ids) for p in pairs)
+        for name, number in (("pairs", len(pairs)), ("denominator", denominator), ("tokens", tokens)):
+            self[name] = self.get(name, 0) + number
+
+    def means(self):
+        """The mean of every metric; the sums start again from nothing."""
+        pairs, denominator, loss = self.pop("pairs"), self.pop("denominator"), self.pop("loss")
+        del self["tokens"]
+        line = {"pairs": pairs, "loss": loss / denominator} | {name: total / pairs for name, total in self.items()}
+        self.clear()
+        return line
+
+
+class Log:
+    """metrics.jsonl for machines and a line for people: it rewrites itself on a terminal, and is plain in a pipe.
+
+    A resumed run first drops the lines that it is about to write again.
+    """
+
+    SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}  # noqa: RUF012
+
+    def __init__(self, directory, label, steps, epoch_steps, first=0):
+        """A run of `steps` steps, `epoch_steps` to the epoch, that begins or goes on after step `first`."""
+        self.path = Path(directory) / "metrics.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if first and self.path.exists() else []
+        with write_atomically(self.path) as file:
             for line in lines:
-                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                if line.endswith("\n") and json.loads(line)["step"] <= first:
                     file.write(line.encode())
-        self.path = path
+        self.label, self.steps, self.epoch_steps, self.first = label, steps, epoch_steps, first
+        self.live, self.text = sys.stdout.isatty(), ""
+        self.start = self.last = time.perf_counter()
 
-    def write(self, values):
-        """Append one line."""
+    def write(self, split, step, totals, **more):
+        """Write and show the means of `totals`, which starts again; returns the line."""
+        now = time.perf_counter()
+        more["tokens_per_second"] = round(totals["tokens"] / (now - self.last), 1)
+        pace = totals["pairs"] / (now - self.last)
+        self.last = now
+        line = {"split": split, "step": step, "epoch": round(step / self.epoch_steps, 4)} | totals.means() | more
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(line) + "\n")
+        text = "  ".join(f"{short} {line[name]:.4f}" for name, short in self.SHOWN.items() if name in line)
+        if split == "eval":
+            self.show(step, f"held out: {text}", end="\n")
+        else:
+            self.text = f"{text}  {pace:.1f} pairs/s"
+            self.show(step, self.text, end="" if self.live else "\n")
+        return line
+
+    def tick(self, step):
+        """Count a step on a terminal's line; the last one stays."""
+        if self.live:
+            self.show(step, self.text, end="" if step < self.steps else "\n")
+
+    def show(self, step, text, end):
+        """Print label, step, figures, and the time left at the pace so far."""
+        line = f"{self.label} {step:>{len(str(self.steps))}}/{self.steps}  {text}"
+        if self.first < step < self.steps:
+            left = int((time.perf_counter() - self.start) / (step - self.first) * (self.steps - step))
+            line += f"  {left // 60}:{left % 60:02d} left"
+        print(("\r\x1b[K" if self.live else "") + line, end=end, flush=True)
 
 
-def summarise(totals, split, step, epoch, seconds):
-    """A line of metrics.jsonl from sums over pairs, which are cleared; the loss of sft is a mean over tokens."""
-    pairs, weight, tokens, loss = (totals.pop(name) for name in ("pairs", "weight", "tokens", "loss"))
-    line = {"split": split, "step": step, "epoch": round(epoch, 4), "pairs": pairs, "loss": loss / weight}
-    line |= {name: total / pairs for name, total in totals.items()}
-    totals.clear()
-    return line | {"tokens_per_second": round(tokens / seconds, 1), "pairs_per_second": round(pairs / seconds, 3)}
+def save_checkpoint(directory, parts, state):
+    """Write checkpoint/step-N.pt, then remove the one before it: at any instant one is whole.
 
-
-def describe(line):
-    """The figures of a line of metrics that a person watches."""
-    names = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
-    figures = "  ".join(f"{short} {line[name]:.4f}" for name, short in names.items() if name in line)
-    return f"{figures}  {line['pairs_per_second']:.1f} pairs/s"
-
-
-def save_checkpoint(directory, step, state):
-    """Write checkpoint/step-N.pt, then remove the one before it: at any instant one is whole."""
+    Args: parts, name → anything with a `state_dict`; state, plain numbers, `step` among them.
+    """
     directory = Path(directory) / "checkpoint"
     directory.mkdir(exist_ok=True)
-    path = directory / f"step-{step:08d}.pt"
+    path = directory / f"step-{state['step']:08d}.pt"
     with write_atomically(path) as file:
-        torch.save(state | {"step": step}, file)
+        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, file)
     for old in directory.glob("step-*.pt"):
         if old != path:
             old.unlink()
-    return path
 
 
-def load_checkpoint(directory):
-    """The newest checkpoint of a run as plain tensors and numbers, or None; nothing in it can execute."""
+def load_checkpoint(directory, parts):
+    """Put the newest checkpoint into `parts` and return its state, or None where there is none.
+
+    It is read as plain tensors and numbers: nothing in it can execute.
+    """
     paths = sorted((Path(directory) / "checkpoint").glob("step-*.pt"))
-    return torch.load(paths[-1], map_location="cpu", weights_only=True) if paths else None
+    if not paths:
+        return None
+    state = torch.load(paths[-1], map_location="cpu", weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state.pop(name))
+    return state
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM asked for: the step is finished and saved first; a second Ctrl-C stops at once."""
+    """Ctrl-C and SIGTERM as a wish: the step is finished and saved first; a second Ctrl-C stops at once."""
 
     def __enter__(self):
         """Catch the signals."""
         self.requested = False
-        self.previous = {s: signal.signal(s, self.request) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.previous = {number: signal.signal(number, self.request) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def request(self, number, frame):
-        """Note the wish, and let the next signal through."""
+        """Note the wish; the next signal does what it always did."""
         self.requested = True
+        print("\nstopping after this step …", flush=True)
         self.__exit__()
 
     def __exit__(self, *error):
@@ -150,43 +188,21 @@ class Interrupt:
             signal.signal(number, handler)
 
 
-class Progress:
-    """How far a run is and when it ends: one line that rewrites itself on a terminal, plain lines in a pipe."""
-
-    def __init__(self, label, steps, first=0):
-        """A run of `steps` steps that begins, or is resumed, after step `first`."""
-        self.label, self.steps, self.first, self.text = label, steps, first, ""
-        self.start = time.perf_counter()
-        self.live = sys.stdout.isatty()
-
-    def show(self, step, text, keep=False):
-        """Show the figures of `step`; on a terminal the next ones replace them unless `keep`."""
-        if not keep:
-            self.text = text
-        if not self.live:
-            print(self.line(step, text), flush=True)
-        elif keep:
-            print(f"\r\x1b[K{self.line(step, text)}", flush=True)
-
-    def tick(self, step):
-        """Count a step on a terminal's line."""
-        if self.live:
-            print(f"\r\x1b[K{self.line(step, self.text)}", end="" if step < self.steps else "\n", flush=True)
-
-    def line(self, step, text):
-        """Label, step, figures, and the time left at the pace so far."""
-        line = f"{self.label} {step:>{len(str(self.steps))}}/{self.steps}  {text}"
-        if self.first < step < self.steps:
-            left = (time.perf_counter() - self.start) / (step - self.first) * (self.steps - step)
-            line += f"  {int(left) // 60}:{int(left) % 60:02d} left"
-        return line
-
-
 def draw_curves(directory):
     """curves.png, where matplotlib is installed; a run needs no picture to be complete."""
     try:
         plots = importlib.import_module("dpo_min.tools.plots")
     except ImportError as error:
-        print(f"no curves.png: {error}; pip install matplotlib, then python -m dpo_min.tools.plots {directory}")
+        print(f"no curves.png ({error}): pip install matplotlib, then python -m dpo_min.tools.plots {directory}")
     else:
         plots.draw_curves(directory)
+
+
+def guard(program, *arguments):
+    """Run a program's main function; what can go wrong in the middle of it becomes one line, exit code 1 or 130."""
+    try:
+        return program(*arguments)
+    except (FloatingPointError, OSError) as error:
+        stop(error, code=1)
+    except KeyboardInterrupt:
+        stop("stopped at once; nothing after the last checkpoint was saved", code=130)

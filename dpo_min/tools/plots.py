@@ -1,0 +1,59 @@
+"""Pictures of a run: `python -m dpo_min.tools.plots runs/demo` draws runs/demo/curves.png."""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+# Readable in black and white: a line style for each role, beside its colour.
+TRAIN = {"color": "0.6", "linewidth": 1.0}
+EVAL = {"color": "black", "linewidth": 1.6, "marker": "o", "markersize": 3.5}
+CHOSEN, REJECTED = {"color": "tab:blue", "linestyle": "-"}, {"color": "tab:red", "linestyle": "--"}
+
+
+def draw_curves(directory):
+    """Draw a run's metrics.jsonl as curves.png in the same directory."""
+    path = Path(directory) / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    splits = {split: [line for line in lines if line["split"] == split] for split in ("train", "eval")}
+    panels = [("loss", "loss (nats)"), ("rewards/margins", "reward margin (nats)"), ("rewards/accuracies", "accuracy")]
+    panels = [panel for panel in panels if any(panel[0] in line for line in lines)]
+    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(4.2 * (len(panels) + 1), 3.8), layout="constrained")
+    for axis, (key, label) in zip(axes, panels, strict=False):
+        for split, style in (("train", TRAIN), ("eval", EVAL)):
+            plot(axis, splits[split], key, label="held out" if split == "eval" else "train", **style)
+        axis.set(xlabel="step", ylabel=label)
+    preferences = len(panels) > 1
+    if preferences:
+        axes[0].axhline(0.693147, color="0.3", linestyle=":", linewidth=1, label="log 2: no preference")
+        axes[2].axhline(0.5, color="0.3", linestyle=":", linewidth=1, label="chance")
+        axes[2].set_ylim(0, 1)
+    shown = splits["eval"] if len(splits["eval"]) > 1 else splits["train"]
+    for key, style in (("logps/chosen", CHOSEN), ("logps/rejected", REJECTED)):
+        plot(axes[-1], shown, key, label=key.removeprefix("logps/"), marker="o", markersize=3.5, **style)
+    axes[-1].set(xlabel="step", ylabel="log π(y|x) (nats)")
+    if preferences:
+        note = "DPO widens the gap between the sides;\nthe chosen side may fall too (likelihood displacement)"
+        axes[-1].set_title(note, fontsize=8)
+    for axis in axes:
+        axis.legend(fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(Path(directory) / "curves.png", dpi=110)
+    plt.close(figure)
+
+
+def plot(axis, lines, key, **style):
+    """One metric of the lines that have it, against the step."""
+    lines = [line for line in lines if key in line]
+    if lines:
+        axis.plot([line["step"] for line in lines], [line[key] for line in lines], **style)
+
+
+if __name__ == "__main__":
+    for directory in sys.argv[1:]:
+        draw_curves(directory)
+        print(Path(directory) / "curves.png")

@@ -1,0 +1,111 @@
+"""What the demo's model learnt, against the reward that is known: a table in words, in Markdown, and a picture.
+
+    python -m dpo_min.tools.report runs/demo
+
+Both models answer prompts whose films no preference ever named. The table and the picture are written
+beside the run as report.md and report.png.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import torch
+
+from dpo_min.evaluate import log_ratios, mean_interval, wilson_interval, wins
+from dpo_min.generate import generate
+from dpo_min.tokenizer import load_tokenizer
+from dpo_min.tools.demo import prompts, review, reward
+from dpo_min.weights import load_model
+
+SAMPLES = 4  # to each held-out prompt
+EXAMPLES = 3
+
+
+def answer(model, tokenizer, questions, seed):
+    """One completion to each prompt, as ids, at temperature 1: draws from the model itself."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = [tokenizer.encode(question) for question in questions]
+    return generate(model, ids, tokenizer.end_of_text, model.config.block_size, generator)
+
+
+def measure(policy, reference, tokenizer, seed=0):
+    """Sample both models on held-out prompts: their texts and true rewards, and the policy's log-ratios."""
+    questions = prompts(held_out=True) * SAMPLES
+    models = {"reference": reference, "policy": policy}
+    ids = {name: answer(model, tokenizer, questions, seed) for name, model in models.items()}
+    texts = {name: [tokenizer.decode(completion) for completion in ids[name]] for name in ids}
+    rewards = {name: torch.tensor([reward(text) for text in texts[name]]) for name in ids}
+    ratios = log_ratios(policy, reference, [tokenizer.encode(question) for question in questions], ids["policy"])
+    return questions, texts, rewards, ratios
+
+
+def describe(questions, texts, rewards, ratios):
+    """The table, as Markdown."""
+    n = len(questions)
+    won = wins(rewards["policy"], rewards["reference"]).sum().item()
+    low, high = wilson_interval(won, n)
+    kl = mean_interval(ratios)
+    rows = [
+        ("true reward, reference", "{:.2f} [{:.2f}, {:.2f}]".format(*mean_interval(rewards["reference"]))),
+        ("true reward, policy", "{:.2f} [{:.2f}, {:.2f}]".format(*mean_interval(rewards["policy"]))),
+        ("win rate of the policy, ties one half", f"{won / n:.3f} [{low:.3f}, {high:.3f}]"),
+        ("KL(policy‖reference), nats a review", "{:.2f} [{:.2f}, {:.2f}]".format(*kl)),
+    ]
+    lines = [f"| {n} reviews of films never seen in training | mean [95 % interval] |", "|---|---|"]
+    lines += [f"| {name} | {figure} |" for name, figure in rows]
+    for i in range(EXAMPLES):
+        lines += ["", f"**{questions[i]}**", ""]
+        for name, when in (("reference", "before"), ("policy", "after")):
+            lines.append(f"- {when} (true reward {rewards[name][i]:+.2f}): {texts[name][i].strip()}")
+    return "\n".join(lines) + "\n"
+
+
+def draw(policy, reference, tokenizer, beta, rewards, path):
+    """Left: the true reward of both models' answers. Right: the implicit reward of a critic's reviews against it."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    edges = torch.linspace(-4, 4, 33).tolist()
+    left.hist(rewards["reference"].tolist(), edges, color="0.75", edgecolor="0.4", label="reference (before)")
+    left.hist(
+        rewards["policy"].tolist(), edges, color="none", edgecolor="black", hatch="///", label="policy (after DPO)"
+    )
+    left.set(xlabel="true reward of a sampled review", ylabel="reviews", xlim=(-4, 4))
+    left.legend(fontsize=8, loc="upper left")
+    generator = torch.Generator().manual_seed(0)
+    questions = prompts(held_out=True) * 2
+    reviews = [review(generator) for _ in questions]
+    true = torch.tensor([reward(text) for text in reviews])
+    completions = [[*tokenizer.encode(text), tokenizer.end_of_text] for text in reviews]
+    ids = [tokenizer.encode(question) for question in questions]
+    implicit = beta * log_ratios(policy, reference, ids, completions)
+    correlation = torch.corrcoef(torch.stack([true, implicit]))[0, 1]
+    right.scatter(true, implicit, s=10, color="black", alpha=0.5)
+    right.set(xlabel="true reward", ylabel="implicit reward β log(π/π_ref)")
+    right.set_title(f"{len(true)} reviews neither model wrote: correlation {correlation:.2f}", fontsize=9)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main():
+    """Print and write the report of a run."""
+    parser = argparse.ArgumentParser(description="Compare a demo run's model with its reference.", allow_abbrev=False)
+    parser.add_argument("run", type=Path, help="the run directory")
+    directory = parser.parse_args().run
+    policy, reference = (load_model(directory / name).requires_grad_(False) for name in ("model", "reference"))
+    tokenizer = load_tokenizer(directory / "model")
+    beta = json.loads((directory / "config.json").read_text(encoding="utf-8"))["beta"]
+    measured = measure(policy, reference, tokenizer)
+    table = describe(*measured)
+    (directory / "report.md").write_text(table, encoding="utf-8")
+    draw(policy, reference, tokenizer, beta, measured[2], directory / "report.png")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
