@@ -110,7 +110,7 @@ def render_messages(messages):
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise BadRow('a message must be {"role": …, "content": text}')
-        if message.get("role") not in SPEAKERS:
+        if message.get("role") not in [*SPEAKERS]:
             raise BadRow(f"unknown role {message.get('role')!r}; known: {', '.join(SPEAKERS)}")
         text += f"{SPEAKERS[message['role']]} {message['content']}"
     return text

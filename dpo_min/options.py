@@ -69,20 +69,21 @@ def parse(config_class, argv, description):
             kind = next(k for k in get_args(kind) if k is not type(None))
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         settings = {"dest": f.name, "help": f.metadata["about"].replace("%", "%%")}
-        if default is MISSING:
-            settings["required"] = True
-        elif default not in (None, False):
+        if default is not MISSING and default is not None and default is not False and default != []:
             settings["help"] += f" (default: {default})"
         if kind is bool:
             settings["action"] = "store_true"
         elif get_origin(kind) is list:
-            settings |= {"nargs": "+", "type": get_args(kind)[0], "metavar": "PATH"}
+            settings |= {"nargs": "+", "action": "extend", "type": get_args(kind)[0], "metavar": "PATH"}
         else:
             settings |= {"type": converter(kind, f.metadata["accepts"]), "choices": f.metadata["choices"]}
             if not f.metadata["choices"]:
                 settings["metavar"] = {int: "N", float: "X", Path: "DIR", str: "TEXT"}[kind]
         parser.add_argument("--" + f.name.replace("_", "-"), **settings)
     given = vars(parser.parse_args(argv))
+    for f in fields(config_class):
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in given:
+            raise ValueError(f"--{f.name.replace('_', '-')} is required: {f.metadata['about']}")
     return config_class(**given), set(given)
 
 

@@ -46,9 +46,12 @@ def batch_logps(model, batch, reduce="sum"):
 
 
 def batches(pairs, batch_size, seed):
-    """Yield the pairs of each step for ever: every epoch takes each pair once and ends with what is left."""
+    """Yield the pairs of each step for ever: every epoch takes each pair once and ends with what is left.
+
+    Within a step they are sorted by length, so that micro-batches hold little padding.
+    """
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(pairs), generator=generator).tolist()
         for start in range(0, len(order), batch_size):
-            yield [pairs[i] for i in order[start : start + batch_size]]
+            yield sorted((pairs[i] for i in order[start : start + batch_size]), key=lambda pair: pair.num_tokens)

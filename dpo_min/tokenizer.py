@@ -7,6 +7,7 @@ so it needs no flag and no network afterwards.
 """
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import tiktoken
 END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 cuts text into pieces before merging; tiktoken's equivalent of the published pattern.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+SINGLE_CHARACTERS = r"(?s:.)"  # enough where nothing is merged; long pieces exhaust the pattern engine's stack
 
 
 def printable_bytes():
@@ -36,8 +39,9 @@ class Tokenizer:
         self.ranks = ranks
         self.end_of_text = end_of_text
         self.vocab_size = max(end_of_text, *ranks.values()) + 1
+        pattern = GPT2_PATTERN if len(ranks) > 256 else SINGLE_CHARACTERS
         self.encoding = tiktoken.Encoding(
-            "dpo_min", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: end_of_text}
+            "dpo_min", pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: end_of_text}
         )
 
     def encode(self, text):
@@ -100,7 +104,7 @@ def load_tokenizer(name):
         return Tokenizer({bytes([b]): b for b in range(256)}, end_of_text=256)
     if name == "gpt2":
         return load_gpt2()
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return load_directory(Path(name))
     raise ValueError(f"tokenizer {str(name)!r}: not bytes, gpt2 or a directory with vocab.json and merges.txt")
 
@@ -132,14 +136,17 @@ def load_directory(directory):
         merges = merges_path.read_text(encoding="utf-8").split("\n")
         end_of_text = vocab.pop(END_OF_TEXT)
         ranks = {bytes(CHAR_TO_BYTE[c] for c in token): i for token, i in vocab.items()}
-        # tiktoken merges in order of id, the files in order of line: they must be the same order.
-        lines = [line for line in merges if line and not line.startswith("#version")]
-        ids = [vocab[line.replace(" ", "")] for line in lines]
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
+        lines = [line for line in merges[merges[0].startswith("#version") :] if line]
+        pairs = [tuple(bytes(CHAR_TO_BYTE[c] for c in part) for part in line.split(" ")) for line in lines]
+        ids = {end_of_text, *ranks.values()}
+        singles = sum(len(token) == 1 for token in ranks)
+        # tiktoken keeps only ids, so the files' merges must be the ones that the ids imply, in the same order.
+        sound = singles == 256 and len(ids) == len(ranks) + 1 and all(type(i) is int and 0 <= i < 2**32 for i in ids)
+        sound = sound and find_merges(ranks) == pairs
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{directory}: {vocab_name} or {merges_name} cannot be read: {error}") from error
     except KeyError as error:
         raise ValueError(f"{directory}: {error} is missing, or is not spelled in GPT-2's byte alphabet") from error
-    singles = sum(len(token) == 1 for token in ranks)
-    if ids != sorted(ids) or singles != 256 or len(ids) + singles != len(ranks):
+    if not sound:
         raise ValueError(f"{directory}: {vocab_name} and {merges_name} do not make one byte-level BPE")
     return Tokenizer(ranks, end_of_text)
