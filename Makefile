@@ -7,6 +7,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DATA := runs/demo-data
 RUN := runs/demo
+PAIRS ?= 10000
+SFT_STEPS ?= 400
+STEPS ?= 300
 
 .PHONY: help setup train test lint format clean
 
@@ -20,3 +23,38 @@ $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
+
+$(DATA)/prefs.jsonl: dpo_min/tools/demo.py | $(VENV)/installed
+	$(PY) -m dpo_min.tools.demo --pairs $(PAIRS) --seed 0 --out $@ --tokenizer $(DATA)/tokenizer
+
+$(DATA)/reviews.jsonl: dpo_min/tools/demo.py | $(VENV)/installed
+	$(PY) -m dpo_min.tools.demo --pairs $(PAIRS) --seed 1 --out $@ --unlabelled
+
+# An interrupted run goes on where it stopped.
+$(RUN)/model/config.json: $(DATA)/prefs.jsonl $(DATA)/reviews.jsonl
+	$(PY) train.py --data $(DATA)/prefs.jsonl --sft-data $(DATA)/reviews.jsonl --tokenizer $(DATA)/tokenizer \
+		--out $(RUN) --max-length 96 --micro-batch-size 32 --sft-steps $(SFT_STEPS) --max-steps $(STEPS) \
+		--beta 0.4 --learning-rate 3e-4 --lr-schedule linear $(if $(wildcard $(RUN)/config.json),--resume)
+
+$(RUN)/report.md: $(RUN)/model/config.json
+	$(PY) -m dpo_min.tools.report $(RUN)
+
+train: $(RUN)/report.md ## Make the demo's preferences, train on them, print and plot what was learnt
+	@echo "written: $(RUN)/report.md, $(RUN)/report.png, $(RUN)/curves.png, $(RUN)/model"
+
+docs/demo.png: $(RUN)/report.md
+	cp $(RUN)/report.png $@
+
+test: $(VENV)/installed ## Run every test
+	$(PY) -m pytest -q
+
+lint: $(VENV)/installed ## Check style and formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/installed ## Format the code
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## Remove the demo's data and run
+	rm -rf $(DATA) $(RUN)

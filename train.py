@@ -257,30 +257,31 @@ class Stage:
         state = state or {"step": 0, "best": math.inf, "totals": {}}
         first, best, totals = state["step"], state["best"], run.Totals(state["totals"])
         log = run.Log(self.directory, label, steps, epoch_steps, first)
-        if held_out and not first:
-            self.evaluate(held_out, log, 0)
-        with run.Interrupt() as interrupt:
-            order = islice(batches(pairs, config.batch_size, config.seed), first, steps)
-            for step, chunk in enumerate(order, first + 1):
-                rate = config.learning_rate * schedule(config.lr_schedule, step, steps, config.warmup_steps)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
-                try:
+        step, order = first, islice(batches(pairs, config.batch_size, config.seed), first, steps)
+        try:
+            if held_out and step == 0:
+                self.evaluate(held_out, log, step)
+            with run.Interrupt() as interrupt:
+                for step, chunk in enumerate(order, first + 1):
+                    rate = config.learning_rate * schedule(config.lr_schedule, step, steps, config.warmup_steps)
+                    for group in self.optimizer.param_groups:
+                        group["lr"] = rate
                     norm = self.step(chunk, totals)
-                except FloatingPointError as error:
-                    raise FloatingPointError(f"step {step}: {error}") from None
-                if step == 1 or step % config.log_every == 0 or step == steps:
-                    log.write("train", step, totals, grad_norm=norm, learning_rate=rate)
-                log.tick(step)
-                if held_out and (step % config.eval_every == 0 or step == steps):
-                    loss = self.evaluate(held_out, log, step)
-                    if loss < best:
-                        best = loss
-                        save_best()
-                if step % config.save_every == 0 or step == steps or interrupt.requested:
-                    run.save_checkpoint(self.directory, parts, {"step": step, "best": best, "totals": dict(totals)})
-                if interrupt.requested and step < steps:
-                    return False
+                    if step == 1 or step % config.log_every == 0 or step == steps:
+                        log.write("train", step, totals, grad_norm=norm, learning_rate=rate)
+                    log.tick(step)
+                    if held_out and (step % config.eval_every == 0 or step == steps):
+                        loss = self.evaluate(held_out, log, step)
+                        if loss < best:
+                            best = loss
+                            save_best()
+                    if step % config.save_every == 0 or step == steps or interrupt.requested:
+                        state = {"step": step, "best": best, "totals": dict(totals)}
+                        run.save_checkpoint(self.directory, parts, state)
+                    if interrupt.requested and step < steps:
+                        return False
+        except FloatingPointError as error:
+            raise FloatingPointError(f"step {step}: {error}") from error
         return True
 
 

@@ -4,10 +4,13 @@ Read the files in the order below: each one imports only files above it.
 """
 
 READING_ORDER = (
+    "objective",
     "preference",
     "losses",
+    "gradient",
     "logprob",
     "gpt",
+    "exact",
     "tokenizer",
     "data",
     "packing",
@@ -15,6 +18,6 @@ READING_ORDER = (
     "generate",
     "evaluate",
     "options",
-    "run",
     "optimizer",
+    "run",
 )

@@ -38,7 +38,7 @@ def wilson_interval(successes, n):
     p, z2 = successes / n, Z_95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return centre - half, centre + half
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # exact at the ends, where rounding is not
 
 
 def mean_interval(values):

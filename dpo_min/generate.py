@@ -21,7 +21,8 @@ def next_token_probs(logits, temperature=1.0, top_k=None, top_p=1.0):
     logits = logits.float()
     if temperature == 0:
         return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()
-    probs = (logits / temperature).softmax(dim=-1)
+    logits = logits - logits.amax(dim=-1, keepdim=True)  # 0 stays 0 under any temperature
+    probs = (logits / max(temperature, 1e-30)).softmax(dim=-1)
     if top_k is None and top_p == 1:
         return probs
     ordered, ids = probs.sort(dim=-1, descending=True, stable=True)  # (B, V), ties in order of id
@@ -29,7 +30,7 @@ def next_token_probs(logits, temperature=1.0, top_k=None, top_p=1.0):
         ordered[:, top_k:] = 0
         ordered /= ordered.sum(dim=-1, keepdim=True)
     before = ordered.cumsum(dim=-1) - ordered  # probability of all more likely tokens
-    ordered[before >= top_p] = 0
+    ordered[:, 1:][before[:, 1:] >= top_p] = 0  # the most likely token always stays
     probs = torch.zeros_like(probs).scatter(-1, ids, ordered)
     return probs / probs.sum(dim=-1, keepdim=True)
 
@@ -73,7 +74,7 @@ def stream(model, prompts, end_of_text, max_new_tokens, generator=None, temperat
         yield [None if end else i for i, end in zip(token[:, 0].tolist(), ended.tolist(), strict=True)]
         positions = lengths + step  # (B,) where the new token goes
         ended |= (token[:, 0] == end_of_text) | (positions >= config.block_size - 1)
-        if ended.all():
+        if ended.all() or step == max_new_tokens - 1:
             return
         positions = positions.clamp(max=length - 1)
         last = model(token, positions[:, None], cache=cache)[:, 0]

@@ -95,7 +95,7 @@ def implicit_reward(log_policy, log_ref, beta):
     """
     check_beta(beta)
     check_completions("implicit_reward", log_policy=log_policy, log_ref=log_ref)
-    impossible = torch.maximum(log_policy, log_ref) == -inf
+    impossible = (log_policy == -inf) & (log_ref == -inf)
     return torch.where(impossible, 0.0, beta * (log_policy - log_ref))
 
 

@@ -25,7 +25,7 @@ def log_bradley_terry(reward_chosen, reward_rejected):
 
 
 def margin(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps):
-    """H = [log π(y_w) − log π_ref(y_w)] − [log π(y_l) − log π_ref(y_l)] (DPO, Eq. 7, inside σ, without β).
+    """The margin h = [log π(y_w) − log π_ref(y_w)] − [log π(y_l) − log π_ref(y_l)] (DPO, Eq. 7, inside σ, without β).
 
     Args: four tensors of log-probabilities in nats, each (B,). Returns h, (B,).
     The order of the subtractions matters: a policy equal to its reference gives exactly zero.
@@ -35,7 +35,7 @@ def margin(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, r
     """
     logps = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     shapes = [tuple(x.shape) for x in logps]
-    if len(set(shapes)) != 1 or len(shapes[0]) != 1:
+    if len(set(shapes)) != 1 or policy_chosen_logps.dim() != 1:
         raise ValueError(f"margin: the four log-probabilities must share one shape (B,); got {shapes}")
     chosen = policy_chosen_logps - reference_chosen_logps  # (B,) a: how much more likely y_w has become
     rejected = policy_rejected_logps - reference_rejected_logps  # (B,) b: the same for y_l

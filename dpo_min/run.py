@@ -45,7 +45,7 @@ def open_run(directory, settings):
         before = read_json(path)
         for name, value in settings.items():
             if before.get(name) != value:
-                flag = "--" + name.replace("_", "-")
+                flag = "the data" if name == "data_sha256" else "--" + name.replace("_", "-")
                 raise ValueError(f"--resume: {flag} was {before.get(name)!r} when the run began, now it is {value!r}")
         return
     try:

@@ -66,10 +66,13 @@ def load_model(directory):
         raise ValueError(f"{directory}: lm_head.weight differs from wte.weight; only a tied head is supported")
     if config.n_layer > len(tensors):  # before a network of that many layers is built
         raise ValueError(f"{directory}: config.json has n_layer {config.n_layer}, the file {len(tensors)} tensors")
-    with torch.device("meta"):  # shapes without memory
-        model = GPT(config)
+    try:
+        with torch.device("meta"):  # shapes without memory
+            model = GPT(config)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{directory}: config.json has sizes that no tensor can have") from error
     expected = model.state_dict()
-    for name in expected.keys() | tensors.keys():
+    for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
             raise ValueError(f"{directory}: tensor {name} is missing")
         if name not in expected:
@@ -198,7 +201,12 @@ def read_safetensors(path):
             raise ValueError(f"{path}: tensor {name} ends at byte {end} of {len(data)}; is the file cut short?")
         if end - begin != dtype.itemsize * math.prod(shape):
             raise ValueError(f"{path}: tensor {name}: {end - begin} bytes do not hold {entry['dtype']} {shape}")
-        tensors[name] = torch.from_numpy(np.array(data[begin:end])).view(dtype).view(shape)
+        content = torch.empty(end - begin, dtype=torch.uint8)
+        content.numpy()[:] = data[begin:end]
+        try:
+            tensors[name] = content.view(dtype).view(shape)
+        except RuntimeError as error:
+            raise ValueError(f"{path}: tensor {name}: no tensor has shape {shape}") from error
         spans.append((begin, end, name))
     position = 0
     for begin, end, name in sorted(spans):
@@ -269,8 +277,11 @@ def write_atomically(path):
     """A binary file to write; it takes the place of `path` only once it is whole and on the disk."""
     path = Path(path)
     temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -32,8 +32,8 @@ def shared_data():
 @pytest.fixture(scope="session")
 def tiny_gpt():
     """A real GPT in float64 over 5 tokens, 4 being end-of-text; its weights are large enough to be far from uniform."""
-    model = GPT(GPTConfig(vocab_size=5, block_size=12, n_layer=2, n_head=2, n_embd=8)).double()
     generator = torch.Generator().manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=5, block_size=12, n_layer=2, n_head=2, n_embd=8), generator).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))

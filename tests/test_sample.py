@@ -1,0 +1,116 @@
+"""The prompt: text in, text out, for people and for machines."""
+
+import io
+import json
+import sys
+
+import pytest
+import torch
+
+import sample
+from dpo_min import run
+from dpo_min.gpt import GPT, GPTConfig
+from dpo_min.run import save_model_directory
+from dpo_min.tokenizer import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two model directories over bytes, of different weights."""
+    directory = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("model", "reference")):
+        generator = torch.Generator().manual_seed(seed)
+        model = GPT(GPTConfig(vocab_size=257, block_size=32, n_layer=1, n_head=2, n_embd=16), generator)
+        with torch.no_grad():
+            model.wte.weight.mul_(20)
+        save_model_directory(model, load_tokenizer("bytes"), directory / name)
+    return directory
+
+
+def ask(*argv):
+    return run.guard(sample.sample, *sample.prepare([str(a) for a in argv]))
+
+
+def answers(capsys, *argv):
+    assert ask(*argv, "--jsonl") == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_answers_are_text_and_repeat_with_the_seed(models, capsys):
+    first, same, other = (
+        answers(capsys, "--model", models / "model", "--prompt", "hello", "--seed", seed, "--num-samples", 3)
+        for seed in (1, 1, 2)
+    )
+    assert first == same != other
+    assert [line["sample"] for line in first] == [0, 1, 2]
+    assert len({line["completion"] for line in first}) > 1
+    assert all(set(line) == {"prompt", "model", "sample", "completion", "ended"} for line in first)
+
+
+def test_both_models_answer_side_by_side(models, capsys):
+    lines = answers(capsys, "--model", models / "model", "--reference", models / "reference", "--prompt", "x")
+    assert [line["model"] for line in lines] == ["model", "reference"]
+    assert lines[0]["completion"] != lines[1]["completion"]
+    assert ask("--model", models / "model", "--reference", models / "reference", "--prompt", "x") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("\nx\n[model]") and "\n[reference]" in shown
+
+
+def test_prompts_come_from_a_file_or_standard_input(models, tmp_path, capsys, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("one\n\nthree\n", encoding="utf-8")
+    from_file = answers(capsys, "--model", models / "model", "--prompts", tmp_path / "prompts.txt")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\nthree\n"))
+    from_stdin = answers(capsys, "--model", models / "model")
+    assert from_file == from_stdin
+    assert [line["prompt"] for line in from_file] == ["one", "", "three"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_greedy_is_one_answer_and_ends_in_time(models, capsys, dtype):
+    flags = ["--prompt", "abc", "--temperature", 0, "--max-new-tokens", 5, "--dtype", dtype]
+    (line,) = answers(capsys, "--model", models / "model", *flags)
+    assert len(line["completion"].encode()) <= 15  # five bytes, each at most one U+FFFD
+    assert line == answers(capsys, "--model", models / "model", *flags, "--device", "cpu")[0]
+
+
+def test_the_answer_streams_to_a_terminal_piece_by_piece(models, monkeypatch, capsys):
+    """Kills: an answer held back until it is whole."""
+    (line,) = answers(capsys, "--model", models / "model", "--prompt", "hello")
+    pieces = []
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "write", lambda text: pieces.append(text))
+    assert ask("--model", models / "model", "--prompt", "hello") == 0
+    monkeypatch.undo()
+    assert "".join(pieces).rstrip("\n") == "\nhello\n" + line["completion"].rstrip("\n")
+    assert len(pieces) > 10
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--prompt", "x" * 32], "--prompt: 32 tokens leave no room in the 32 positions"),
+        (["--prompt", "x", "--temperature", "-1"], "--temperature"),
+        (["--prompt", "x", "--top-p", "0"], "--top-p: expected a number above 0 and up to 1"),
+        (["--prompt", "x", "--top-p", "1.5"], "--top-p"),
+        (["--prompt", "x", "--top-k", "0"], "--top-k"),
+        (["--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
+        (["--prompt", "x", "--temperature", "0", "--top-k", "5"], "--top-k has no effect with --temperature 0"),
+        (["--prompt", "x", "--prompts", "y"], "--prompts has no effect with --prompt"),
+        (["--prompts", "nowhere.txt"], "--prompts nowhere.txt"),
+        (["--prompt", "x", "--top", "5"], "--top: unknown argument"),
+        (["--prompt", "x", "--reference", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(models, capsys, argv, named):
+    with pytest.raises(SystemExit) as stopped:
+        ask("--model", models / "model", *argv)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and named in error, error
+
+
+def test_no_prompt_at_all_says_where_prompts_come_from(models, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    with pytest.raises(SystemExit, match="2"):
+        ask("--model", models / "model")
+    assert "standard input" in capsys.readouterr().err
