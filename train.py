@@ -20,6 +20,7 @@ from dpo_min.options import COUNT, FRACTION, LENGTH, NATURAL, NOISE_RATE, NOT_NE
 from dpo_min.tokenizer import load_tokenizer
 
 PREFERENCE_LOSSES = ["sigmoid"]  # the keys of losses.LOSSES, known here without PyTorch
+SFT_LEARNING_RATE = 2e-3  # of a small GPT from scratch
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Config:
     sft_steps: int | None = flag(None, "length of the first fit; default: as long as what follows", COUNT)
     batch_size: int = flag(32, "pairs per optimiser step; larger for noisier labels", COUNT)
     micro_batch_size: int = flag(8, "pairs per forward; smaller when memory runs out, same result", COUNT)
-    learning_rate: float | None = flag(None, "default: 1e-4, 1e-3 for sft; with --init 5e-6, 2e-5 for sft", POSITIVE)
+    learning_rate: float | None = flag(None, "default: 1e-4, 2e-3 for sft; with --init 5e-6, 2e-5 for sft", POSITIVE)
     warmup_steps: int | None = flag(None, "default: a tenth of the run, 150 at most", NATURAL)
     lr_schedule: str = flag("constant", "after the warm-up", ["constant", "linear", "cosine"])
     optimizer: str = flag("adamw", "rmsprop is the paper's, and holds half the state", ["adamw", "rmsprop"])
@@ -88,7 +89,7 @@ def read_options(argv):
     if config.n_embd % config.n_head:
         raise ValueError(f"--n-embd {config.n_embd} must be a multiple of --n-head {config.n_head}")
     if config.learning_rate is None:
-        scratch, init = (1e-3, 2e-5) if config.loss_type == "sft" else (1e-4, 5e-6)
+        scratch, init = (SFT_LEARNING_RATE, 2e-5) if config.loss_type == "sft" else (1e-4, 5e-6)
         config.learning_rate = init if config.init else scratch
     config.out = config.out or Path("runs") / Path(config.data[0]).name.split(".")[0]
     holds_run = (config.out / "config.json").exists()
@@ -302,7 +303,9 @@ def train(config, rows):
         fitted = config.out / "reference"
         if not (fitted / "config.json").exists():
             steps = config.sft_steps or count_steps(config, pairs)[0]
-            sft = replace(config, loss_type="sft", max_steps=steps, learning_rate=1e-3, lr_schedule="cosine")
+            sft = replace(
+                config, loss_type="sft", max_steps=steps, learning_rate=SFT_LEARNING_RATE, lr_schedule="cosine"
+            )
             finished = Stage(sft, policy, None, fitted).fit(sft_pairs, held_out, "first fit")
             if finished:
                 save(policy, directory=fitted)

@@ -4,18 +4,19 @@ A model answers one prompt x with y, one of finitely many completions; π(y) is 
 left out below: all of it holds for each prompt alone). A reward r(y) says how good y is. The reference π_ref is
 the model that we start from. The distance that a policy π has drifted from it is measured in nats by
 
-    KL(π ‖ π_ref) = Σ_y π(y) log(π(y)/π_ref(y)),     which is ≥ 0, and 0 only where π = π_ref,
+    KL(π ‖ π_ref) = Σ_y π(y) log(π(y)/π_ref(y)),     which is ≥ 0, and 0 only where π = π_ref
 
-and its price per nat is β > 0. Low β follows the reward, high β stays near the reference:
+(because log t ≤ t − 1, equal only at t = 1). Its price is β > 0 per nat: low β follows the reward, high β stays near
+the reference.
 
-    maximise   J(π) = E_{y∼π}[r(y)] − β KL(π ‖ π_ref) = Σ_y π(y) [r(y) − β log(π(y)/π_ref(y))]
+    maximise   J(π) = E_{y∼π}[r(y)] − β KL(π ‖ π_ref) = Σ_y π(y) [r(y) − β log(π(y)/π_ref(y))]     (Eq. 3)
 
 Three moves solve it; none of them changes which π is best.
 
 1. Negate. The π that makes J largest makes −J smallest:       −J(π) = Σ_y π(y) [β log(π(y)/π_ref(y)) − r(y)]
 2. Scale by 1/β > 0. Then r/β = log e^{r/β} moves under the log: −J(π)/β = Σ_y π(y) log(π(y)/(π_ref(y) e^{r(y)/β}))
    That is nearly a KL, but the weights π_ref e^{r/β} do not sum to 1. They sum to the partition function
-   Z = Σ_y π_ref(y) e^{r(y)/β}, as weights 7, 2, 1 sum to 10 and become 0.7, 0.2, 0.1: π_r = π_ref e^{r/β} / Z.
+   Z = Σ_y π_ref(y) e^{r(y)/β}, as weights 7, 2, 1 sum to 10 and become 0.7, 0.2, 0.1: π_r = π_ref e^{r/β} / Z (Eq. 4).
 3. Subtract a constant. With π_ref e^{r/β} = Z π_r,             −J(π)/β = KL(π ‖ π_r) − log Z
    and −log Z is the same for every π: without it, what is left to minimise is KL(π ‖ π_r).
 
@@ -25,7 +26,7 @@ A KL is least, namely 0, where its two sides are equal. So the optimum is π = �
 
 Z has one term per completion, far too many to add up for a real model. But read backwards, for r instead of π_r,
 
-    r(y) = β log(π_r(y)/π_ref(y)) + β log Z,
+    r(y) = β log(π_r(y)/π_ref(y)) + β log Z     (Eq. 5),
 
 the optimum says what it is the optimum of: every policy is the best one for some reward, known up to a constant
 of the prompt. Preferences compare two answers to one prompt, so that constant cancels: preference.py goes on there.

@@ -44,6 +44,7 @@ PLACES = "café cinema club festival hall library museum school square village".
 WHEN = "last week|on friday|on monday|on sunday|one evening|two days ago|yesterday|this spring".split("|")
 LENGTHS = "eighty fifty forty ninety seventy sixty".split()
 
+MOODS = [0.2, 0.5, 0.8]  # how often a sentence praises, within one review
 REWARD_SCALE = 4.0  # rewards lie strictly between −4 and 4
 HELD_OUT = 8  # every eighth title is kept out of the preference data
 
@@ -61,21 +62,22 @@ def choose(options, generator):
     return options[int(torch.randint(len(options), (), generator=generator))]
 
 
-def sentence(generator):
-    """A sentence of the grammar: of praise, of complaint, or (one in five) about the evening."""
+def sentence(mood, generator):
+    """A sentence of the grammar: one in five about the evening, else praise (with probability `mood`) or complaint."""
 
     def pick(options):
         return choose(options, generator)
 
-    kind = pick(["praise", "complaint", "praise", "complaint", "neither"])
-    if kind == "neither":
+    if pick([True, False, False, False, False]):
         return pick(
             [
                 f"we saw it {pick(WHEN)} at the {pick(PLACES)} with my {pick(RELATIVES)}",
                 f"it follows a {pick(PEOPLE)} and a {pick(PEOPLE)} for {pick(LENGTHS)} minutes",
             ]
         )
-    words, verbs = (PRAISE, PRAISE_VERBS) if kind == "praise" else (COMPLAINT, COMPLAINT_VERBS)
+    words, verbs = (
+        (PRAISE, PRAISE_VERBS) if torch.rand((), generator=generator) < mood else (COMPLAINT, COMPLAINT_VERBS)
+    )
     text = pick(
         [
             f"the {pick(ASPECTS)} was {pick(ADVERBS)} {pick(words)}",
@@ -88,9 +90,10 @@ def sentence(generator):
 
 
 def review(generator):
-    """Two to five sentences, 10 to 40 words: what an unbiased critic writes."""
+    """Two to five sentences, 10 to 40 words: what a critic writes who liked the film, or half of it, or did not."""
     while True:
-        text = " " + ". ".join(sentence(generator) for _ in range(choose([2, 3, 4, 5], generator))) + "."
+        mood = choose(MOODS, generator)
+        text = " " + ". ".join(sentence(mood, generator) for _ in range(choose([2, 3, 4, 5], generator))) + "."
         if 10 <= len(text.split()) <= 40:
             return text
 

@@ -33,7 +33,7 @@ def answer(model, tokenizer, questions, seed):
     return generate(model, ids, tokenizer.end_of_text, model.config.block_size, generator)
 
 
-def measure(policy, reference, tokenizer, seed=0):
+def measure(policy, reference, tokenizer, seed=1):
     """Sample both models on held-out prompts: their texts and true rewards, and the policy's log-ratios."""
     questions = prompts(held_out=True) * SAMPLES
     models = {"reference": reference, "policy": policy}
