@@ -44,7 +44,7 @@ class Config:
     max_steps: int | None = flag(None, "optimiser steps, instead of --epochs", COUNT)
     sft_steps: int | None = flag(None, "length of the first fit; default: as long as what follows", COUNT)
     batch_size: int = flag(32, "pairs per optimiser step; larger for noisier labels", COUNT)
-    micro_batch_size: int = flag(8, "pairs per forward; smaller when memory runs out, same result", COUNT)
+    micro_batch_size: int = flag(4, "pairs per forward; smaller when memory runs out, same result", COUNT)
     learning_rate: float | None = flag(None, "default: 1e-4, 2e-3 for sft; with --init 5e-6, 2e-5 for sft", POSITIVE)
     warmup_steps: int | None = flag(None, "default: a tenth of the run, 150 at most", NATURAL)
     lr_schedule: str = flag("constant", "after the warm-up", ["constant", "linear", "cosine"])
@@ -194,6 +194,8 @@ class Stage:
         self.autocast = torch.autocast(self.device, dtype, enabled=dtype != torch.float32)
         self.scaler = torch.amp.GradScaler(self.device, enabled=dtype == torch.float16)
         self.optimizer = make_optimizer(config.optimizer, policy, config.learning_rate, config.weight_decay)
+        if reference:
+            reference.requires_grad_(False)
         for model in filter(None, (policy, reference)):
             model.to(self.device)
             if config.compile:

@@ -33,7 +33,7 @@ class Loss:
         """Return ε. Raises ValueError for a β or an ε out of range, or an ε that would have no effect."""
         if not 0 < beta < inf:
             raise ValueError(f"beta must be a positive number, got {beta}")
-        if label_smoothing is None:
+        if label_smoothing is None or (self.smoothing is None and label_smoothing == 0):
             return self.smoothing
         if self.smoothing is None:
             raise ValueError(f"label_smoothing ({label_smoothing}) has no effect under this loss: leave it out")

@@ -90,7 +90,7 @@ def test_a_beta_that_is_not_a_positive_number_is_refused(name, beta):
 
 @NAMES
 def test_a_label_smoothing_without_effect_or_out_of_range_is_refused(name):
-    bad = (0.0, 0.5, -0.1, math.nan) if LOSSES[name].smoothing else (0.0, 0.1)
+    bad = (0.0, 0.5, -0.1, math.nan) if LOSSES[name].smoothing else (0.1, -0.1, math.nan)
     for epsilon in bad:
         for part in (LOSSES[name].value, LOSSES[name].slope):
             with pytest.raises(ValueError, match="label_smoothing"):
