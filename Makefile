@@ -8,8 +8,8 @@ PY := $(VENV)/bin/python
 DATA := runs/demo-data
 RUN := runs/demo
 PAIRS ?= 10000
-SFT_STEPS ?= 400
-STEPS ?= 300
+SFT_STEPS ?= 300
+STEPS ?= 200
 
 .PHONY: help setup train test lint format clean
 

@@ -46,18 +46,22 @@ def prepare(argv):
             )
         if config.prompt is not None:
             options.refuse(given, ["prompts"], "with --prompt")
+            if any("\ud800" <= character <= "\udfff" for character in config.prompt):
+                raise ValueError("--prompt: not UTF-8 text")
             return config, [config.prompt]
         try:
-            text = config.prompts.read_bytes().decode() if config.prompts else sys.stdin.read()
+            text = (config.prompts.read_bytes() if config.prompts else sys.stdin.buffer.read()).decode()
         except (OSError, UnicodeDecodeError) as error:
             where = f"--prompts {config.prompts}" if config.prompts else "standard input"
             raise ValueError(f"{where}: cannot be read as UTF-8 text: {error}") from error
-        prompts = text.splitlines()
-        if not prompts:
+        prompts = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+        if not text:
             raise ValueError("no prompt: use --prompt TEXT, --prompts FILE, or standard input, one prompt a line")
         return config, prompts
     except ValueError as error:
         options.stop(error)
+    except KeyboardInterrupt:
+        options.stop("stopped before anything was asked", code=130)
 
 
 # Flags and prompts are checked before PyTorch is imported, which takes seconds: a mistake is named at once.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dpo_min import options
 from dpo_min.data import fingerprint, load_preferences, split_preferences, tokenize
-from dpo_min.options import COUNT, FRACTION, LENGTH, NATURAL, NOISE_RATE, NOT_NEGATIVE, POSITIVE, SEED, flag
+from dpo_min.options import COUNT, FRACTION, LENGTH, NATURAL, NOISE_RATE, NOT_NEGATIVE, POSITIVE, RATE, SEED, SIZE, flag
 from dpo_min.tokenizer import load_tokenizer
 
 PREFERENCE_LOSSES = ["sigmoid"]  # the keys of losses.LOSSES, known here without PyTorch
@@ -45,7 +45,7 @@ class Config:
     sft_steps: int | None = flag(None, "length of the first fit; default: as long as what follows", COUNT)
     batch_size: int = flag(32, "pairs per optimiser step; larger for noisier labels", COUNT)
     micro_batch_size: int = flag(4, "pairs per forward; smaller when memory runs out, same result", COUNT)
-    learning_rate: float | None = flag(None, "default: 1e-4, 2e-3 for sft; with --init 5e-6, 2e-5 for sft", POSITIVE)
+    learning_rate: float | None = flag(None, "default: 1e-4, 2e-3 for sft; with --init 5e-6, 2e-5 for sft", RATE)
     warmup_steps: int | None = flag(None, "default: a tenth of the run, 150 at most", NATURAL)
     lr_schedule: str = flag("constant", "after the warm-up", ["constant", "linear", "cosine"])
     optimizer: str = flag("adamw", "rmsprop is the paper's, and holds half the state", ["adamw", "rmsprop"])
@@ -53,9 +53,9 @@ class Config:
     max_grad_norm: float = flag(1.0, "gradients longer than this are shortened to it", POSITIVE)
     max_length: int | None = flag(None, "tokens of prompt + completion; default: 512, or --block-size", LENGTH)
     max_prompt_length: int | None = flag(None, "tokens a truncated prompt keeps; default: half of --max-length", COUNT)
-    n_layer: int = flag(4, "blocks of the GPT that is fitted from scratch", COUNT)
-    n_head: int = flag(4, "its attention heads", COUNT)
-    n_embd: int = flag(128, "its width", COUNT)
+    n_layer: int = flag(4, "blocks of the GPT that is fitted from scratch", SIZE)
+    n_head: int = flag(4, "its attention heads", SIZE)
+    n_embd: int = flag(128, "its width", SIZE)
     block_size: int | None = flag(None, "its longest sequence; default: --max-length", LENGTH)
     dtype: str = flag("auto", "auto: bfloat16 on CUDA, float32 elsewhere", ["auto", "float32", "bfloat16", "float16"])
     device: str = flag("auto", "where to compute", ["auto", "cpu", "cuda", "mps"])
@@ -92,11 +92,7 @@ def read_options(argv):
         scratch, init = (SFT_LEARNING_RATE, 2e-5) if config.loss_type == "sft" else (1e-4, 5e-6)
         config.learning_rate = init if config.init else scratch
     config.out = config.out or Path("runs") / Path(config.data[0]).name.split(".")[0]
-    holds_run = (config.out / "config.json").exists()
-    if holds_run and not config.resume:
-        raise ValueError(f"--out {config.out} already holds a run: choose another, or continue it with --resume")
-    if config.resume and not holds_run:
-        raise ValueError(f"--resume: --out {config.out} holds no run")
+    options.check_out(config.out, config.resume)
     return config
 
 
@@ -124,6 +120,8 @@ def prepare(argv):
         return config, read_rows(config)
     except ValueError as error:
         options.stop(error)
+    except KeyboardInterrupt:
+        options.stop("stopped before anything was trained", code=130)
 
 
 # Flags and rows are checked before PyTorch is imported, which takes seconds: a mistake is named at once.
@@ -281,7 +279,7 @@ class Stage:
                     if step % config.save_every == 0 or step == steps or interrupt.requested:
                         state = {"step": step, "best": best, "totals": dict(totals)}
                         run.save_checkpoint(self.directory, parts, state)
-                    if interrupt.requested and step < steps:
+                    if interrupt.requested:
                         return False
         except FloatingPointError as error:
             raise FloatingPointError(f"step {step}: {error}") from error

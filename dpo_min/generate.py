@@ -51,6 +51,7 @@ def stream(model, prompts, end_of_text, max_new_tokens, generator=None, temperat
 
     Raises:
         ValueError: a prompt does not leave room for one token.
+        FloatingPointError: the model's weights are not finite.
     """
     prompts = [prompt or [end_of_text] for prompt in prompts]
     config, weight = model.config, model.wte.weight
@@ -67,6 +68,8 @@ def stream(model, prompts, end_of_text, max_new_tokens, generator=None, temperat
     cache = KVCache(config, len(prompts), length, weight.device, dtype)
     hidden = model(tokens, torch.arange(longest, device=weight.device), cache=cache)  # (B, T, C)
     last = hidden[torch.arange(len(prompts)), lengths - 1]  # (B, C)
+    if not torch.isfinite(last).all():
+        raise FloatingPointError("the model's hidden states are not finite: its weights are damaged")
     ended = torch.zeros_like(lengths, dtype=torch.bool)
     for step in range(max_new_tokens):
         probs = next_token_probs(model.logits(last), temperature, top_k, top_p)

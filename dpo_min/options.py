@@ -18,11 +18,14 @@ class Accepts:
     words: str
 
 
-COUNT = Accepts(lambda v: v >= 1, "a whole number from 1 up")
-LENGTH = Accepts(lambda v: v >= 2, "a whole number from 2 up")
-NATURAL = Accepts(lambda v: v >= 0, "a whole number from 0 up")
+MOST = 10**9
+COUNT = Accepts(lambda v: 1 <= v <= MOST, "a whole number from 1 to 10^9")
+SIZE = Accepts(lambda v: 1 <= v <= 10**5, "a whole number from 1 to 10^5")
+LENGTH = Accepts(lambda v: 2 <= v <= 10**7, "a whole number from 2 to 10^7")
+NATURAL = Accepts(lambda v: 0 <= v <= MOST, "a whole number from 0 to 10^9")
 SEED = Accepts(lambda v: 0 <= v < 2**63, "a whole number from 0 up to 2^63 - 1")
 POSITIVE = Accepts(lambda v: 0 < v < math.inf, "a number above 0")
+RATE = Accepts(lambda v: 0 < v <= 10, "a number above 0 and up to 10")
 NOT_NEGATIVE = Accepts(lambda v: 0 <= v < math.inf, "a number from 0 up")
 FRACTION = Accepts(lambda v: 0 <= v < 1, "a number from 0 up to, not including, 1")
 PROBABILITY = Accepts(lambda v: 0 < v <= 1, "a number above 0 and up to 1")
@@ -107,6 +110,25 @@ def refuse(given, names, reason):
     for name in names:
         if name in given:
             raise ValueError(f"--{name.replace('_', '-')} has no effect {reason}; leave it out")
+
+
+RUN_FILES = ("config.json", "metrics.jsonl", "model", "best", "reference", "checkpoint")
+
+
+def check_out(directory, resume):
+    """Raise ValueError unless `directory` is free for a new run, or holds one if it is to be resumed."""
+    try:
+        found = [name for name in RUN_FILES if (directory / name).exists()]
+        if directory.exists() and not directory.is_dir():
+            raise ValueError(f"--out {directory} is not a directory")
+    except OSError as error:
+        raise ValueError(f"--out {directory}: {error.strerror}") from error
+    if found and not resume:
+        raise ValueError(
+            f"--out {directory} already holds a run or a model ({found[0]}): choose another, or continue with --resume"
+        )
+    if resume and "config.json" not in found:
+        raise ValueError(f"--resume: --out {directory} holds no run")
 
 
 def stop(message, code=2):

@@ -9,7 +9,7 @@ from dpo_min.logprob import sequence_logprobs
 
 @dataclass(frozen=True)
 class Batch:
-    """B pairs as 2B rows: the B chosen rows first, then the B rejected rows in the same order.
+    """B pairs as 2B rows: the B chosen rows first, then the B rejected rows in the same order (for SFT, no rejected).
 
     Rows are padded on the right, where causal attention keeps the padding out of every real token, so
     neither an attention mask nor positions are needed. Which tokens are scored comes from lengths, never

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pickle
 import platform
 import signal
 import sys
@@ -43,6 +44,8 @@ def open_run(directory, settings):
     settings = json.loads(json.dumps(settings, default=str))
     if path.exists():
         before = read_json(path)
+        if "data_sha256" not in before:
+            raise ValueError(f"--resume: {path} is not a run's, but a model's")
         for name, value in settings.items():
             if before.get(name) != value:
                 flag = "the data" if name == "data_sha256" else "--" + name.replace("_", "-")
@@ -59,8 +62,9 @@ def open_run(directory, settings):
 
 def save_model_directory(model, tokenizer, directory):
     """A model with its tokenizer's files: what `train.py --init` and `sample.py --model` take."""
-    save_model(model, directory, tokenizer.end_of_text)
+    Path(directory).mkdir(parents=True, exist_ok=True)
     tokenizer.save(directory)
+    save_model(model, directory, tokenizer.end_of_text)  # config.json comes last: with it the directory is whole
 
 
 class Totals(dict):
@@ -101,7 +105,7 @@ class Log:
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if first and self.path.exists() else []
         with write_atomically(self.path) as file:
             for line in lines:
-                if line.endswith("\n") and json.loads(line)["step"] <= first:
+                if line.endswith("\n") and earned(line, first):
                     file.write(line.encode())
         self.label, self.steps, self.epoch_steps, self.first = label, steps, epoch_steps, first
         self.live, self.text = sys.stdout.isatty(), ""
@@ -138,6 +142,14 @@ class Log:
         print(("\r\x1b[K" if self.live else "") + line, end=end, flush=True)
 
 
+def earned(line, step):
+    """Whether a line of metrics is whole and of a step that was reached by `step`."""
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 def save_checkpoint(directory, parts, state):
     """Write checkpoint/step-N.pt, then remove the one before it: at any instant one is whole.
 
@@ -161,9 +173,14 @@ def load_checkpoint(directory, parts):
     paths = sorted((Path(directory) / "checkpoint").glob("step-*.pt"))
     if not paths:
         return None
-    state = torch.load(paths[-1], map_location="cpu", weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state.pop(name))
+    try:
+        state = torch.load(paths[-1], map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state.pop(name))
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise OSError(
+            f"{paths[-1]}: damaged, or of another model ({type(error).__name__}); it cannot be resumed"
+        ) from error
     return state
 
 
@@ -202,7 +219,9 @@ def guard(program, *arguments):
     """Run a program's main function; what can go wrong in the middle of it becomes one line, exit code 1 or 130."""
     try:
         return program(*arguments)
+    except torch.OutOfMemoryError as error:
+        stop(f"out of memory: lower --micro-batch-size or --max-length ({str(error).splitlines()[0]})", code=1)
     except (FloatingPointError, OSError) as error:
         stop(error, code=1)
     except KeyboardInterrupt:
-        stop("stopped at once; nothing after the last checkpoint was saved", code=130)
+        stop("stopped at once, by Ctrl-C", code=130)

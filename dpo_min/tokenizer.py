@@ -38,6 +38,7 @@ class Tokenizer:
         """ranks: token bytes → id, merges in order of id; end_of_text: the id of the control token."""
         self.ranks = ranks
         self.end_of_text = end_of_text
+        self.text_ids = set(ranks.values())
         self.vocab_size = max(end_of_text, *ranks.values()) + 1
         pattern = GPT2_PATTERN if len(ranks) > 256 else SINGLE_CHARACTERS
         self.encoding = tiktoken.Encoding(
@@ -53,8 +54,11 @@ class Tokenizer:
         return self.encoding.encode_ordinary_batch(texts)
 
     def decode_bytes(self, ids):
-        """The bytes of the ids without the control token: a character may still be incomplete at either end."""
-        return self.encoding.decode_bytes([i for i in ids if i != self.end_of_text])
+        """The bytes of the ids that stand for text: a character may still be incomplete at either end.
+
+        The control token does not, nor do the ids of an embedding that was padded beyond the vocabulary.
+        """
+        return self.encoding.decode_bytes([i for i in ids if i in self.text_ids])
 
     def decode(self, ids):
         """The text of the ids without the control token; bytes that are not UTF-8 become U+FFFD."""

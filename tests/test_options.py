@@ -52,7 +52,7 @@ def test_configs_do_not_share_their_lists():
     assert parse()[0].more_data == []
 
 
-@given(st.floats(0, exclude_min=True, allow_infinity=False), st.integers(1), st.integers(0, 2**63 - 1))
+@given(st.floats(0, exclude_min=True, allow_infinity=False), st.integers(1, 10**9), st.integers(0, 2**63 - 1))
 def test_every_accepted_number_is_read_exactly(beta, steps, seed):
     """Kills: numbers rounded on the way, or whole numbers read as floats."""
     config, _ = parse("--beta", repr(beta), "--max-steps", str(steps), "--seed", str(seed))
@@ -69,12 +69,14 @@ def test_any_text_can_be_given_after_an_equals_sign(text):
 
 
 @pytest.mark.parametrize(("accepts", "kind", "good", "bad"), [
-    (options.COUNT, int, ["1", "9" * 30], ["0", "-1", "1.0", "1e3", "", "x", "9" * 5000]),
+    (options.COUNT, int, ["1", str(10**9)], [str(10**9 + 1), "0", "-1", "1.0", "1e3", "", "x", "9" * 5000]),
     (options.LENGTH, int, ["2"], ["1", "2.5"]),
     (options.NATURAL, int, ["0"], ["-1"]),
     (options.SEED, int, ["0", str(2**63 - 1)], ["-1", str(2**63)]),
     (options.POSITIVE, float, ["1e-300", "3"], ["0", "-0.0", "-1", "inf", "nan", "1e999", "x", ""]),
     (options.NOT_NEGATIVE, float, ["0", "1e300"], ["-1e-9", "inf", "nan"]),
+    (options.RATE, float, ["10", "1e-9"], ["0", "10.1", "nan"]),
+    (options.SIZE, int, ["1", "100000"], ["0", "100001"]),
     (options.FRACTION, float, ["0", "0.999"], ["1", "-0.1", "nan"]),
     (options.PROBABILITY, float, ["1", "1e-9"], ["0", "1.001", "nan"]),
     (options.NOISE_RATE, float, ["0.499", "1e-9"], ["0", "0.5", "nan"]),
@@ -107,7 +109,7 @@ def test_a_positive_flag_takes_a_number_or_refuses_it_by_its_bounds_alone(value)
 
 @pytest.mark.parametrize(("argv", "words"), [
     (["--reduce", "median"], ["--reduce", "median", "sum", "mean"]),
-    (["--max-steps", "-3"], ["--max-steps", "a whole number from 1 up"]),
+    (["--max-steps", "-3"], ["--max-steps", "a whole number from 1 to 10^9"]),
     (["--beta"], ["--beta", "expected one argument"]),
     (["--more-data"], ["--more-data", "expected at least one argument"]),
     (["--compile=yes"], ["--compile", "yes"]),

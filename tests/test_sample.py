@@ -59,7 +59,7 @@ def test_both_models_answer_side_by_side(models, capsys):
 def test_prompts_come_from_a_file_or_standard_input(models, tmp_path, capsys, monkeypatch):
     (tmp_path / "prompts.txt").write_text("one\n\nthree\n", encoding="utf-8")
     from_file = answers(capsys, "--model", models / "model", "--prompts", tmp_path / "prompts.txt")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\nthree\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\r\n\nthree\n")))
     from_stdin = answers(capsys, "--model", models / "model")
     assert from_file == from_stdin
     assert [line["prompt"] for line in from_file] == ["one", "", "three"]
@@ -109,8 +109,31 @@ def test_bad_input_is_one_line_and_exit_code_2(models, capsys, argv, named):
     assert error.count("\n") == 1 and named in error, error
 
 
+def test_an_embedding_padded_beyond_the_vocabulary_answers_in_text(models, tmp_path, capsys):
+    """Kills: an id that the tokenizer does not know ending in a traceback."""
+    model = GPT(GPTConfig(vocab_size=400, block_size=32, n_layer=1, n_head=2, n_embd=16))
+    save_model_directory(model, load_tokenizer("bytes"), tmp_path)
+    lines = answers(capsys, "--model", tmp_path, "--prompt", "hi", "--num-samples", 4)
+    assert len(lines) == 4
+
+
+def test_damaged_weights_and_bytes_that_are_no_text_are_named(models, tmp_path, capsys, monkeypatch):
+    model = GPT(GPTConfig(vocab_size=257, block_size=32, n_layer=1, n_head=2, n_embd=16))
+    with torch.no_grad():
+        model.ln_f.bias.fill_(torch.nan)
+    save_model_directory(model, load_tokenizer("bytes"), tmp_path)
+    with pytest.raises(SystemExit, match="1"):
+        ask("--model", tmp_path, "--prompt", "hi")
+    assert "weights are damaged" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n")))
+    for argv in ([], ["--prompt", "\udcff"]):
+        with pytest.raises(SystemExit, match="2"):
+            ask("--model", models / "model", *argv)
+        assert "UTF-8" in capsys.readouterr().err
+
+
 def test_no_prompt_at_all_says_where_prompts_come_from(models, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     with pytest.raises(SystemExit, match="2"):
         ask("--model", models / "model")
     assert "standard input" in capsys.readouterr().err

@@ -374,6 +374,39 @@ def test_a_first_fit_can_be_interrupted_and_resumed_too(tmp_path, prefs, monkeyp
     assert equal(weights(tmp_path / "whole" / "model"), weights(tmp_path / "parts" / "model"))
 
 
+def test_an_interrupt_in_the_last_step_of_the_first_fit_is_not_swallowed(tmp_path, prefs, monkeypatch):
+    base = ["--data", prefs, "--sft-steps", 2, "--max-steps", 2, *TINY, "--out", tmp_path / "run"]
+    step, count = train.Stage.step, iter(range(1, 100))
+
+    def interrupted(self, *arguments):
+        if next(count) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Stage, "step", interrupted)
+        assert fit(*base) == 130
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert fit(*base, "--resume") == 0
+    assert [line["step"] for line in metrics(tmp_path / "run", "train")] == [1, 2]
+
+
+def test_a_damaged_checkpoint_is_named_and_a_torn_metrics_line_is_dropped(tmp_path, prefs, init, capsys):
+    base = ["--data", prefs, "--init", init, "--max-length", 48, "--max-steps", 2, "--out", tmp_path / "run"]
+    assert fit(*base) == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    (tmp_path / "run" / "metrics.jsonl").write_text(lines + '{"step": 2, "los\n')
+    assert fit(*base, "--resume") == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == lines
+    (path,) = (tmp_path / "run" / "checkpoint").glob("*.pt")
+    whole = path.read_bytes()
+    for cut in (0, 10, len(whole) // 2):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(SystemExit, match="1"):
+            fit(*base, "--resume")
+        assert f"{path.name}: damaged" in capsys.readouterr().err
+
+
 def test_a_finished_run_resumes_to_itself_and_another_run_is_refused(tmp_path, prefs, init, capsys):
     base = ["--data", prefs, "--init", init, "--max-length", 48, "--out", tmp_path / "run"]
     assert fit(*base, "--max-steps", 2) == 0
@@ -440,6 +473,12 @@ def broken(tmp_path, prefs, init):
     yield "no model", ([prefs, "--init", tmp_path / "none"], "none")
     yield "other shape", ([prefs, "--init", damaged], "tensor")
     yield "holds a run", ([prefs, "--out", old], "already holds a run")
+    yield "out is a model", ([prefs, "--out", init], "already holds a run or a model (config.json)")
+    yield "out holds the init", ([prefs, "--init", init, "--out", init.parent], "already holds a run")
+    yield "resume a model", ([prefs, "--out", init, "--resume"], "is not a run's, but a model's")
+    yield "too many layers", ([prefs, "--n-layer", "9" * 20], "--n-layer: expected a whole number from 1 to 10^5")
+    yield "learning rate", ([prefs, "--learning-rate", "1e38"], "--learning-rate: expected a number above 0")
+    yield "long name", ([prefs, "--out", tmp_path / ("x" * 300)], "--out")
     yield "nothing to resume", ([prefs, "--resume"], "holds no run")
     yield "out is a file", ([prefs, "--out", tmp_path / "file" / "run"], "--out")
     if not torch.cuda.is_available():

@@ -1,1 +1,1 @@
-"""What stands around the core: the demo's data, pictures. Nothing imports it; it can be deleted."""
+"""What stands around the core: the demo's data, pictures. The core and its tests do without it."""
