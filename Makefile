@@ -9,7 +9,7 @@ DATA := runs/demo-data
 RUN := runs/demo
 PAIRS ?= 10000
 SFT_STEPS ?= 300
-STEPS ?= 200
+STEPS ?= 250
 
 .PHONY: help setup train test lint format clean
 
