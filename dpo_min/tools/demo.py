@@ -4,7 +4,7 @@
 
 Real preferences hide the reward that made them, so "better" is a matter of opinion. Here it is a fact:
 `reward` counts words of praise against words of complaint, two reviews of a film are drawn independently,
-and the preferred one is drawn by Bradley–Terry from their rewards. A quarter of the labels are therefore
+and the preferred one is drawn by Bradley–Terry from their rewards. About one label in seven is therefore
 against the reward, and one pair in ten is a tie: noisy, as people are.
 """
 
