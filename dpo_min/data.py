@@ -159,7 +159,7 @@ def load_preferences(paths, skip_bad_rows=False):
         for number, line in read_rows(path):
             source = f"{path}:{number}"
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                row = json.loads(line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8"))
                 preferences.append(Preference(*parse_row(row), source))
             except UnicodeDecodeError as error:
                 bad.append(f"{source}: not UTF-8: {error.reason} at byte {error.start}")
