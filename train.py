@@ -19,7 +19,9 @@ from dpo_min.data import fingerprint, load_preferences, split_preferences, token
 from dpo_min.options import COUNT, FRACTION, LENGTH, NATURAL, NOISE_RATE, NOT_NEGATIVE, POSITIVE, RATE, SEED, SIZE, flag
 from dpo_min.tokenizer import load_tokenizer
 
-PREFERENCE_LOSSES = ["sigmoid"]  # the keys of losses.LOSSES, known here without PyTorch
+# The keys of losses.LOSSES, known here without PyTorch, and those of them that have an ε.
+PREFERENCE_LOSSES = ["sigmoid", "cdpo", "robust", "ipo", "hinge", "exo_pair", "discopop"]
+SMOOTHED = ["cdpo", "robust", "exo_pair"]
 SFT_LEARNING_RATE = 2e-3  # of a small GPT from scratch
 
 
@@ -36,9 +38,9 @@ class Config:
     reference: Path | None = flag(None, "model directory of the reference, if it is not --init")
     tokenizer: str | None = flag(None, "bytes, gpt2 or a directory; default: --init's own, bytes without --init")
     out: Path | None = flag(None, "run directory; default: runs/ and the name of the data")
-    loss_type: str = flag("sigmoid", "sigmoid is DPO; sft only imitates the chosen side", [*PREFERENCE_LOSSES, "sft"])
+    loss_type: str = flag("sigmoid", "losses.py says when to use which; sft imitates", [*PREFERENCE_LOSSES, "sft"])
     beta: float = flag(0.1, "lower: follow the preferences further from the reference; higher: stay", POSITIVE)
-    label_smoothing: float | None = flag(None, "rate of wrong labels that the loss allows for", NOISE_RATE)
+    label_smoothing: float | None = flag(None, "rate of wrong labels to allow for; default: 0.1", NOISE_RATE)
     reduce: str = flag("sum", "mean: score a completion by its mean token, blind to length", ["sum", "mean"])
     epochs: float = flag(1.0, "passes over the data", POSITIVE)
     max_steps: int | None = flag(None, "optimiser steps, instead of --epochs", COUNT)
@@ -71,7 +73,7 @@ class Config:
 WITHOUT_EFFECT = (
     (lambda c: c.loss_type == "sft", "beta label_smoothing reduce reference", "with --loss-type sft"),
     (lambda c: c.loss_type == "sft", "sft_steps sft_data", "with --loss-type sft, which is that fit itself"),
-    (lambda c: c.loss_type == "sigmoid", "label_smoothing", "with --loss-type sigmoid"),
+    (lambda c: c.loss_type not in SMOOTHED, "label_smoothing", f"except with --loss-type {', '.join(SMOOTHED)}"),
     (lambda c: c.init, "n_layer n_head n_embd block_size sft_steps sft_data", "with --init, which is a fitted model"),
     (lambda c: not c.init, "reference", "without --init: the reference is the model that is fitted first"),
     (lambda c: c.max_steps, "epochs", "with --max-steps"),

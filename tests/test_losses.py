@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from dpo_min.losses import LOSSES, sft_loss
@@ -12,33 +12,82 @@ from dpo_min.losses import LOSSES, sft_loss
 LOG_2 = math.log(2)
 X = st.floats(-1e4, 1e4)
 BETA = st.floats(1e-3, 1e3)
+NOISE = st.floats(1e-3, 0.499)
 NAMES = pytest.mark.parametrize("name", LOSSES)
+NOISY = ("cdpo", "robust", "exo_pair")
 
 
 def tensor(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
+def noise(name, epsilon):
+    """ε where the loss has one."""
+    return epsilon if name in NOISY else None
+
+
+def logit(p):
+    return math.log(p / (1 - p))
+
+
+def test_the_table_holds_the_seven_losses_each_with_source_and_use():
+    assert list(LOSSES) == ["sigmoid", "cdpo", "robust", "ipo", "hinge", "exo_pair", "discopop"]
+    assert {name for name, loss in LOSSES.items() if loss.smoothing} == set(NOISY)
+    assert all(loss.source and loss.about for loss in LOSSES.values())
+
+
+# What each loss is, spelled out from the papers in plain float arithmetic, where that does not overflow.
+def oracle(name, h, beta, e):
+    x = beta * h
+    s = 1 / (1 + math.exp(-x))
+    m = 1 / (1 + math.exp(-x / 0.05))
+    return {
+        "sigmoid": lambda: -math.log(s),
+        "cdpo": lambda: -(1 - e) * math.log(s) - e * math.log(1 - s),
+        "robust": lambda: (-(1 - e) * math.log(s) + e * math.log(1 - s)) / (1 - 2 * e),
+        "ipo": lambda: (h - 1 / (2 * beta)) ** 2,
+        "hinge": lambda: max(0.0, 1 - x),
+        "exo_pair": lambda: s * (math.log(s) - math.log(1 - e)) + (1 - s) * (math.log(1 - s) - math.log(e)),
+        "discopop": lambda: (1 - m) * -math.log(s) + m * math.exp(-x),
+    }[name]()
+
+
 @NAMES
-@given(x=X, beta=BETA)
-@example(x=0.0, beta=0.1)
-@example(x=1e4, beta=0.1)
-@example(x=-1e4, beta=1e3)
-def test_the_slope_is_the_derivative_of_the_value(name, x, beta):
+@given(x=st.floats(-20, 20), beta=BETA, epsilon=NOISE)
+@example(x=0.0, beta=0.1, epsilon=0.1)
+@example(x=1.0, beta=1.0, epsilon=0.25)
+def test_the_value_is_the_papers_formula(name, x, beta, epsilon):
+    """Kills: any term of any value, ε on the wrong side, a β that is not where the paper has it."""
+    h = x / beta
+    value = LOSSES[name].value(tensor(h), beta, noise(name, epsilon)).item()
+    assert value == pytest.approx(oracle(name, h, beta, epsilon), rel=1e-6, abs=1e-7)
+
+
+@NAMES
+@given(x=X, beta=BETA, epsilon=NOISE)
+@example(x=0.0, beta=0.1, epsilon=0.1)
+@example(x=0.01, beta=1.0, epsilon=0.1)
+@example(x=1e4, beta=0.1, epsilon=0.1)
+@example(x=-1e4, beta=1e3, epsilon=0.1)
+def test_the_slope_is_the_derivative_of_the_value(name, x, beta, epsilon):
     """Kills: a sign, a β dropped or squared, chosen and rejected swapped in either formula."""
     h = tensor(x / beta).requires_grad_()
-    (slope,) = torch.autograd.grad(LOSSES[name].value(h, beta).sum(), h)
-    torch.testing.assert_close(LOSSES[name].slope(h.detach(), beta), slope, rtol=1e-9, atol=1e-12 * beta)
+    e = noise(name, epsilon)
+    (slope,) = torch.autograd.grad(LOSSES[name].value(h, beta, e).sum(), h)
+    torch.testing.assert_close(LOSSES[name].slope(h.detach(), beta, e), slope, rtol=1e-9, atol=1e-12 * beta)
 
 
 @NAMES
-@given(x=st.floats(-30, 30), beta=st.floats(0.01, 10))
-def test_the_slope_agrees_with_central_differences(name, x, beta):
+@given(x=st.floats(-30, 30), beta=st.floats(0.01, 10), epsilon=NOISE)
+@example(x=0.01, beta=1.0, epsilon=0.1)
+def test_the_slope_agrees_with_central_differences(name, x, beta, epsilon):
     """Kills: a value and a slope that are wrong together, where autograd would agree with both."""
-    step = 1e-5 / beta
+    assume(name != "hinge" or abs(x - 1) > 1e-4)  # its kink
+    step, e = 1e-5 / beta, noise(name, epsilon)
     h = tensor(x / beta)
-    difference = (LOSSES[name].value(h + step, beta) - LOSSES[name].value(h - step, beta)) / (2 * step)
-    torch.testing.assert_close(LOSSES[name].slope(h, beta), difference, rtol=1e-4, atol=1e-5 * beta)
+    difference = (LOSSES[name].value(h + step, beta, e) - LOSSES[name].value(h - step, beta, e)) / (2 * step)
+    tolerance = 1e-5 * max(beta, 1 / beta)  # of order ℓ″ · step² and of rounding in ℓ; ipo's slope goes like 1/β
+    torch.testing.assert_close(LOSSES[name].slope(h, beta, e), difference, rtol=1e-4, atol=tolerance)
 
 
 @NAMES
@@ -48,13 +97,114 @@ def test_the_slope_agrees_with_central_differences(name, x, beta):
 @example(x=-1e4)
 @example(x=100.0)
 @example(x=-100.0)
+@example(x=0.05)
 def test_value_and_slope_are_finite_and_equal_to_float64_far_out(name, dtype, x):
-    """Kills: −log(σ(x)) spelled out, which is infinite from x = −104 on in float32."""
+    """Kills: −log(σ(x)) spelled out, which is infinite from x = −104 on in float32; m · e^{−x}, which is 0 · ∞."""
     h = torch.tensor([x], dtype=dtype)
-    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    assume(name != "hinge" or h.item() == 1 or abs(h.item() - 1) > 1e-6)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1
     for part in (LOSSES[name].value, LOSSES[name].slope):
         assert torch.isfinite(part(h, 1.0)).all()
         torch.testing.assert_close(part(h, 1.0).double(), part(h.double(), 1.0), rtol=tolerance, atol=tolerance)
+
+
+# Shape: convex or not, and where it is least. (name: convex, least value, the x where it is taken; None: nowhere)
+SHAPES = {
+    "sigmoid": (True, lambda e: 0.0, None),
+    "cdpo": (True, lambda e: -e * math.log(e) - (1 - e) * math.log(1 - e), lambda e, beta: logit(1 - e)),
+    "robust": (True, lambda e: -math.inf, None),
+    "ipo": (True, lambda e: 0.0, lambda e, beta: 0.5),
+    "hinge": (True, lambda e: 0.0, lambda e, beta: 1.5),
+    "exo_pair": (False, lambda e: 0.0, lambda e, beta: logit(1 - e)),
+    "discopop": (False, lambda e: 0.0, None),
+}
+
+
+@pytest.mark.parametrize("name", [name for name, (convex, *_) in SHAPES.items() if convex])
+@given(x=X, y=X, beta=BETA, epsilon=NOISE)
+def test_convex_losses_lie_above_their_tangents(name, x, y, beta, epsilon):
+    """ℓ(g) ≥ ℓ(h) + ℓ′(h)(g − h). Kills: a concave mixture, such as ε in place of −ε in `robust`."""
+    h, g, e = tensor(x / beta), tensor(y / beta), noise(name, epsilon)
+    value, slope = LOSSES[name].value, LOSSES[name].slope
+    tangent = value(h, beta, e) + slope(h, beta, e) * (g - h)
+    scale = 1 + value(g, beta, e).abs() + value(h, beta, e).abs() + (slope(h, beta, e) * (g - h)).abs()
+    assert (value(g, beta, e) >= tangent - 1e-12 * scale).all()
+
+
+@pytest.mark.parametrize("name", [name for name, (convex, *_) in SHAPES.items() if not convex])
+@given(beta=BETA, epsilon=NOISE)
+def test_the_other_losses_are_not_convex(name, beta, epsilon):
+    """Their slope falls somewhere, so that a pair that is wrong enough, or only just right, is pushed less."""
+    h = torch.linspace(-10, 10, 401, dtype=torch.float64) / beta
+    assert (LOSSES[name].slope(h, beta, noise(name, epsilon)).diff() < -1e-6 * beta).any()
+
+
+@NAMES
+@given(x=X, beta=BETA, epsilon=NOISE)
+def test_bounds_below_are_kept_and_reached(name, x, beta, epsilon):
+    """Kills: a constant left out, a minimum elsewhere; `robust` alone falls for ever."""
+    _, least, where = SHAPES[name]
+    e = noise(name, epsilon)
+    value, slope = LOSSES[name].value, LOSSES[name].slope
+    assert value(tensor(x / beta), beta, e).item() >= least(epsilon) - 1e-12
+    if where:
+        h = tensor(where(epsilon, beta) / beta)
+        torch.testing.assert_close(value(h, beta, e), tensor(least(epsilon)), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(slope(h, beta, e), tensor(0.0), rtol=0, atol=1e-12 * max(beta, 1 / beta))
+    elif name == "robust":
+        far = 1e4 / beta
+        expected = -beta * epsilon / (1 - 2 * epsilon)  # the slope that it keeps
+        torch.testing.assert_close(slope(tensor(far), beta, e), tensor(expected), rtol=1e-9, atol=0)
+    else:
+        assert value(tensor(1e4 / beta), beta, e).item() == pytest.approx(0, abs=1e-12)
+
+
+@given(beta=BETA)
+def test_the_push_on_a_hopeless_pair_and_on_one_long_since_right(beta):
+    """What each slope tends to as x → −∞ and +∞. Kills: ε on the wrong side, a tail that overflows."""
+    left, right = tensor(-1e4 / beta), tensor(1e4 / beta)
+    tails = {name: [LOSSES[name].slope(h, beta).item() / beta for h in (left, right)] for name in LOSSES}
+    assert tails["sigmoid"] == tails["hinge"] == [-1, 0]
+    assert tails["cdpo"] == pytest.approx([-0.9, 0.1])
+    assert tails["robust"] == pytest.approx([-0.9 / 0.8, -0.1 / 0.8])
+    assert tails["exo_pair"] == [0, 0]
+    assert tails["discopop"] == [-1, 0]
+    assert tails["ipo"] == pytest.approx([2 * (-1e4 - 0.5) / beta**2, 2 * (1e4 - 0.5) / beta**2])
+
+
+# The two identities that tell cDPO and robust DPO apart
+
+
+@given(x=X, beta=BETA, epsilon=NOISE | st.just(0.0))
+@example(x=3.0, beta=0.1, epsilon=0.0)
+def test_cdpo_is_the_mean_of_the_dpo_loss_over_flips_of_the_label(x, beta, epsilon):
+    """cdpo(h) = (1−ε)ℓ(h) + εℓ(−h). Kills: ε on the wrong side, the name given to `robust`."""
+    h, dpo = tensor(x / beta), LOSSES["sigmoid"]
+    mean = (1 - epsilon) * dpo.value(h, beta) + epsilon * dpo.value(-h, beta)
+    torch.testing.assert_close(LOSSES["cdpo"].value(h, beta, epsilon), mean, rtol=1e-12, atol=1e-12)
+    slope = (1 - epsilon) * dpo.slope(h, beta) - epsilon * dpo.slope(-h, beta)
+    torch.testing.assert_close(LOSSES["cdpo"].slope(h, beta, epsilon), slope, rtol=1e-12, atol=1e-12 * beta)
+
+
+@given(x=X, beta=BETA, epsilon=NOISE | st.just(0.0))
+@example(x=3.0, beta=0.1, epsilon=0.0)
+def test_the_mean_of_robust_over_flips_of_the_label_is_the_dpo_loss(x, beta, epsilon):
+    """(1−ε)·robust(h) + ε·robust(−h) = ℓ(h): unbiased. Kills: 1−2ε left out, a sign, the name given to `cdpo`."""
+    h, robust, dpo = tensor(x / beta), LOSSES["robust"], LOSSES["sigmoid"]
+    mean = (1 - epsilon) * robust.value(h, beta, epsilon) + epsilon * robust.value(-h, beta, epsilon)
+    rounding = 1e-15 * (1 + abs(x)) / (1 - 2 * epsilon)  # of terms that cancel
+    torch.testing.assert_close(mean, dpo.value(h, beta), rtol=0, atol=4 * rounding + 1e-12)
+    slope = (1 - epsilon) * robust.slope(h, beta, epsilon) - epsilon * robust.slope(-h, beta, epsilon)
+    torch.testing.assert_close(slope, dpo.slope(h, beta), rtol=0, atol=1e-12 * beta / (1 - 2 * epsilon))
+
+
+@given(x=st.floats(0.5, 30), beta=BETA)
+def test_the_default_smoothing_is_one_label_in_ten(x, beta):
+    """Kills: another default than the one that the documentation states."""
+    h = tensor(x / beta)
+    for name in NOISY:
+        assert torch.equal(LOSSES[name].value(h, beta), LOSSES[name].value(h, beta, 0.1))
+        assert not torch.equal(LOSSES[name].value(h, beta), LOSSES[name].value(h, beta, 0.2))
 
 
 def test_dpo_starts_at_log_2_and_not_at_rest():
@@ -90,11 +240,17 @@ def test_a_beta_that_is_not_a_positive_number_is_refused(name, beta):
 
 @NAMES
 def test_a_label_smoothing_without_effect_or_out_of_range_is_refused(name):
-    bad = (0.0, 0.5, -0.1, math.nan) if LOSSES[name].smoothing else (0.1, -0.1, math.nan)
-    for epsilon in bad:
-        for part in (LOSSES[name].value, LOSSES[name].slope):
-            with pytest.raises(ValueError, match="label_smoothing"):
+    """Kills: a bound that is moved or left out; ε = 0 is plain DPO for two losses and log 0 for `exo_pair`."""
+    bad = (
+        [0.5, 0.7, -0.1, math.inf, math.nan] + [0.0] * (name == "exo_pair") if name in NOISY else [0.1, -0.1, math.nan]
+    )
+    fine = [0.25, 0.4999, 1e-9] + [0.0] * (name != "exo_pair") if name in NOISY else [0.0, None]
+    for part in (LOSSES[name].value, LOSSES[name].slope):
+        for epsilon in bad:
+            with pytest.raises(ValueError, match=rf"label_smoothing.*{epsilon}"):
                 part(tensor(0.0), 0.1, epsilon)
+        for epsilon in fine:
+            assert torch.isfinite(part(tensor(0.0), 0.1, epsilon)).all()
 
 
 @given(logps=st.lists(st.floats(-500, 0), min_size=1, max_size=8), cut=st.integers(0, 8), tokens=st.integers(1, 100))

@@ -59,5 +59,5 @@ def test_the_first_read_stays_short():
         return sum(len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in names)
 
     assert lines("gpt") <= 200
-    assert lines("logprob", "losses", "preference") <= 150
+    assert lines("objective", "preference", "losses", "gradient", "logprob") < 450
     assert len((PACKAGE.parent / "train.py").read_text(encoding="utf-8").splitlines()) <= 350

@@ -533,6 +533,7 @@ def test_one_broken_row_of_10_000_is_named_before_pytorch_is_imported(tmp_path):
 
 def test_the_names_that_the_command_offers_are_the_losses_there_are():
     assert list(LOSSES) == train.PREFERENCE_LOSSES
+    assert [name for name, loss in LOSSES.items() if loss.smoothing] == train.SMOOTHED
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_rows(tmp_path, prefs, init, capsys):
