@@ -210,13 +210,17 @@ def test_micro_batches_of_any_sizes_give_the_gradient_and_metrics_of_the_full_ba
     assert line["pairs"] == len(pairs)
 
 
-def test_the_loss_can_be_recomputed_from_the_logged_rewards(prefs, init, tmp_path):
-    """Kills: rewards logged without β, or from other log-probabilities than the loss saw."""
-    stage, pairs = make_stage(init, prefs, tmp_path, "--micro-batch-size", 40)
+@pytest.mark.parametrize("name", train.PREFERENCE_LOSSES)
+@pytest.mark.parametrize("epsilon", [None, 0.3])
+def test_the_loss_can_be_recomputed_from_the_logged_rewards(prefs, init, tmp_path, name, epsilon):
+    """Kills: rewards logged without β, or from other log-probabilities than the loss saw; ε or the name forgotten."""
+    smoothing = ["--label-smoothing", epsilon] if epsilon and name in train.SMOOTHED else []
+    stage, pairs = make_stage(init, prefs, tmp_path, "--micro-batch-size", 40, "--loss-type", name, *smoothing)
     for _ in range(3):
         stage.step(pairs, run.Totals())
     loss, line = stage.loss(pairs, len(pairs))
-    recomputed = LOSSES["sigmoid"].value(line["rewards/chosen"] - line["rewards/rejected"], 1.0).mean()
+    h = (line["rewards/chosen"] - line["rewards/rejected"]) / stage.config.beta
+    recomputed = LOSSES[name].value(h, stage.config.beta, epsilon if smoothing else None).mean()
     torch.testing.assert_close(recomputed, loss, rtol=0, atol=1e-12)
     h = margin(line["rewards/chosen"], line["rewards/rejected"], *[torch.zeros_like(line["rewards/chosen"])] * 2)
     torch.testing.assert_close(h, line["rewards/margins"], rtol=0, atol=1e-12)
@@ -284,7 +288,7 @@ def test_the_default_warm_up_is_a_tenth_of_the_run_and_150_steps_at_most():
     ["--beta 1", "--reduce mean", "--optimizer rmsprop", "--weight-decay 1", "--max-grad-norm 1e-4", "--warmup-steps 2",
      "--lr-schedule linear", "--lr-schedule cosine", "--learning-rate 1e-3", "--dtype bfloat16", "--dtype float16",
      "--max-length 9", "--max-prompt-length 1 --max-length 9", "--batch-size 4", "--seed 1", "--eval-fraction 0.5",
-     "--loss-type sft"],
+     "--loss-type sft", *[f"--loss-type {name}" for name in train.PREFERENCE_LOSSES[1:]]],
 )  # fmt: skip
 def test_every_variant_changes_the_weights(tmp_path, prefs, init, argv):
     """Kills: a flag that is parsed and then forgotten."""
@@ -462,6 +466,7 @@ def broken(tmp_path, prefs, init):
     yield "both", ([prefs, "--max-steps", "1", "--epochs", "2"], "--epochs")
     yield "ineffective", ([prefs, "--loss-type", "sft", "--beta", "0.2"], "--beta has no effect with --loss-type sft")
     yield "smoothing", ([prefs, "--label-smoothing", "0.1"], "--label-smoothing has no effect")
+    yield "half", ([prefs, "--loss-type", "cdpo", "--label-smoothing", "0.5"], "expected a number between 0 and 0.5")
     yield "sizes with init", ([prefs, "--init", init, "--n-layer", "2"], "--n-layer")
     yield "reference alone", ([prefs, "--reference", init], "--reference")
     yield "heads", ([prefs, "--n-embd", "10", "--n-head", "3"], "--n-embd 10")
