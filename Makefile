@@ -11,7 +11,7 @@ PAIRS ?= 10000
 SFT_STEPS ?= 300
 STEPS ?= 250
 
-.PHONY: help setup train test lint format clean
+.PHONY: help setup train test proof figures mutants links lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -47,6 +47,18 @@ docs/demo.png: $(RUN)/report.md
 
 test: $(VENV)/installed ## Run every test
 	$(PY) -m pytest -q
+
+proof: $(VENV)/installed ## Run the theorem: five results with their thresholds, docs/proof.md and its pictures
+	$(PY) -m dpo_min.tools.proof
+
+figures: proof docs/demo.png ## Remake every picture in docs
+	$(PY) -m dpo_min.tools.figures
+
+mutants: $(VENV)/installed ## Break every operator and constant of the mathematics, and count what the tests catch
+	$(PY) tests/mutants.py
+
+links: $(VENV)/installed ## Renew the line numbers in the links of docs/derivation.md
+	$(PY) -m dpo_min.tools.links docs/derivation.md
 
 lint: $(VENV)/installed ## Check style and formatting
 	$(VENV)/bin/ruff check .

@@ -98,7 +98,7 @@ LOSSES = {
         lambda h, beta, e: (e * logsigmoid(-beta * h) - (1 - e) * logsigmoid(beta * h)) / (1 - 2 * e),
         lambda h, beta, e: -beta * ((1 - e) * sigmoid(-beta * h) + e * sigmoid(beta * h)) / (1 - 2 * e),
         "robust DPO, arXiv:2403.00409",
-        "labels are flipped at a known rate ε: its mean over the flips is sigmoid's value on the true label",
+        "labels are flipped at a known rate ε: its mean over flips is sigmoid on the true label; unbounded below",
         smoothing=0.1,
     ),
     "ipo": Loss(
@@ -124,8 +124,8 @@ LOSSES = {
     "discopop": Loss(
         discopop,
         discopop_slope,
-        "DiscoPOP, arXiv:2406.08414 (log-ratio modulated loss)",
-        "found by search, not derived; near sigmoid for x < 0, near e^{−x} for x > 0, and not convex between",
+        "DiscoPOP, arXiv:2406.08414, Eq. 5",
+        "found by search, not derived. Not convex: at h = 0 it slopes upwards, and first pushes pairs the wrong way",
     ),
 }
 

@@ -172,6 +172,13 @@ def test_the_push_on_a_hopeless_pair_and_on_one_long_since_right(beta):
     assert tails["ipo"] == pytest.approx([2 * (-1e4 - 0.5) / beta**2, 2 * (1e4 - 0.5) / beta**2])
 
 
+def test_discopop_pushes_an_undecided_pair_the_wrong_way():
+    """ℓ′(0)/β = −log 2/(4τ) − ¼ + ½(1/(2τ) − 1) = 0.784, and a minimum lies at x < 0. Kills: τ, a sign in the blend."""
+    slope = LOSSES["discopop"].slope(tensor(0.0, -0.5), 2.0)
+    assert slope[0].item() == pytest.approx(2 * (-5 * LOG_2 - 0.25 + 4.5), abs=1e-12)
+    assert slope[1] < 0 < slope[0]
+
+
 # The two identities that tell cDPO and robust DPO apart
 
 
