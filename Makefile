@@ -51,7 +51,7 @@ test: $(VENV)/installed ## Run every test
 proof: $(VENV)/installed ## Run the theorem: five results with their thresholds, docs/proof.md and its pictures
 	$(PY) -m dpo_min.tools.proof
 
-figures: proof docs/demo.png ## Remake every picture in docs
+figures: proof ## Remake every picture of docs/derivation.md and docs/proof.md
 	$(PY) -m dpo_min.tools.figures
 
 mutants: $(VENV)/installed ## Break every operator and constant of the mathematics, and count what the tests catch
