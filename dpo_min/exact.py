@@ -15,7 +15,7 @@ from dpo_min.logprob import sequence_logprobs
 from dpo_min.objective import expectation
 
 
-# Σ_{t=0}^{T} (V−1)^t = ((V−1)^{T+1} − 1)/(V−2): t < T other tokens and then end-of-text, or T others and none
+# Σ_{t=0}^{T} (V−1)^t: t < T other tokens and then end-of-text, or T others and none; ((V−1)^{T+1} − 1)/(V−2) if V > 2
 def count_completions(vocab_size, max_new_tokens):
     """The number of completions, which is the number of terms of Z; V and T are at least 1."""
     if vocab_size < 1 or max_new_tokens < 1:

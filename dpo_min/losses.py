@@ -1,9 +1,9 @@
-"""Every loss ℓ(h) of the margin alone, on the line above its slope ℓ′(h).
+"""Seven losses of the margin h alone: each row gives ℓ(h) and, on the line below, its slope ℓ′(h).
 
-x = βh, s = σ(x); ε is `label_smoothing`, the rate at which labels are believed to be flipped. A loss that
+x = βh, s = σ(x); ε, in code e, is `label_smoothing`, the rate at which labels are believed to be flipped. A loss that
 sees only h leaves Z(x) cancelled, and ∂ℓ/∂log π(y_w) = ℓ′(h) = −∂ℓ/∂log π(y_l). A new loss is a new row.
 
-With endless data `sigmoid` on true labels, and `robust` on labels flipped at the rate ε, end in the optimal
+With unlimited data `sigmoid` on true labels, and `robust` on labels flipped at the rate ε, end in the optimal
 policy π_r of objective.py. The others end elsewhere: `make proof` measures where.
 
 Written with log s = logsigmoid(x) and 1 − s = σ(−x), which stay exact where s itself rounds to 0 or 1.
@@ -21,7 +21,7 @@ from dpo_min.objective import check_beta
 
 @dataclass(frozen=True)
 class Loss:
-    """A row of `LOSSES`: ℓ and ℓ′ as functions of (h, β, ε), the source, when to use it, and its default ε if any."""
+    """A row of `LOSSES`: ℓ and ℓ′ as functions of (h, β, ε or None), the source, when to use it, a default ε if any."""
 
     formula: Callable
     derivative: Callable
@@ -31,7 +31,7 @@ class Loss:
     noise_free: bool = True  # whether it is defined at ε = 0
 
     def value(self, h, beta, label_smoothing=None):
-        """ℓ(h), elementwise: h (B,) in nats, β > 0, 0 ≤ ε < ½. Raises ValueError as `check` says."""
+        """ℓ(h) in nats (`ipo`: nats²), elementwise: h (B,) in nats, β > 0, 0 ≤ ε < ½. Raises as `check` says."""
         return self.formula(h, beta, self.check(beta, label_smoothing))
 
     def slope(self, h, beta, label_smoothing=None):
@@ -53,13 +53,13 @@ class Loss:
 
 # s[log s − log(1−ε)] + (1−s)[log(1−s) − log ε] = KL(Bernoulli(s) ‖ Bernoulli(1−ε)), below it βs(1−s)(x − logit(1−ε))
 def exo_pair(h, beta, e):
-    """ℓ(h) of EXO on one pair."""
+    """ℓ(h) of EXO on one pair: h (B,) in nats → (B,)."""
     right, wrong = logsigmoid(beta * h), logsigmoid(-beta * h)
     return right.exp() * (right - log(1 - e)) + wrong.exp() * (wrong - log(e))
 
 
 def exo_pair_slope(h, beta, e):
-    """ℓ′(h) of EXO on one pair."""
+    """ℓ′(h) of EXO on one pair: h (B,) in nats → (B,)."""
     return beta * sigmoid(beta * h) * sigmoid(-beta * h) * (beta * h - log((1 - e) / e))
 
 
@@ -68,13 +68,13 @@ TAU = 0.05
 
 
 def discopop(h, beta, _):
-    """ℓ(h) of DiscoPOP; m e^{−x} is one exponential, so that it cannot overflow."""
+    """ℓ(h) of DiscoPOP, h (B,) in nats → (B,); m e^{−x} is one exponential, so that it cannot overflow."""
     x = beta * h
     return -sigmoid(-x / TAU) * logsigmoid(x) + (logsigmoid(x / TAU) - x).exp()
 
 
 def discopop_slope(h, beta, _):
-    """ℓ′(h) of DiscoPOP."""
+    """ℓ′(h) of DiscoPOP: h (B,) in nats → (B,)."""
     x = beta * h
     m, rest, decay = sigmoid(x / TAU), sigmoid(-x / TAU), (logsigmoid(x / TAU) - x).exp()
     return beta * (m * rest / TAU * logsigmoid(x) - rest * sigmoid(-x) + decay * (rest / TAU - 1))
@@ -133,7 +133,7 @@ LOSSES = {
 def sft_loss(policy_chosen_logps, num_tokens):
     """Mean −log π(y_w|x) per token, in nats: supervised fine-tuning, which DPO starts from.
 
-    policy_chosen_logps (B,) are sums over tokens; num_tokens counts the scored tokens of the whole
-    optimiser step, of which these B rows may be a part: the parts then add up to the whole.
+    policy_chosen_logps (B,) are sums over tokens; num_tokens > 0 counts the scored tokens of the whole
+    optimiser step, of which these B rows may be a part: the parts, scalars, then add up to the whole.
     """
     return -policy_chosen_logps.sum() / num_tokens

@@ -42,7 +42,10 @@ import torch
 
 # E_{y∼p}[f(y)] = Σ_y p(y) f(y)
 def expectation(log_p, f):
-    """Mean of f under p, with 0 · ±∞ = 0: an impossible completion does not count. (..., Y) twice → (...)."""
+    """Mean of f under p, with 0 · ±∞ = 0: an impossible completion does not count. (..., Y) twice → (...).
+
+    Errors as for `kl_divergence`.
+    """
     check_completions("expectation", log_p=log_p, f=f)
     p = log_p.exp()  # (..., Y)
     p = p.clamp(min=torch.finfo(p.dtype).tiny)  # e^−1000 is 0 as a float, yet p · ∞ = ∞
@@ -90,9 +93,10 @@ def optimal_policy(log_ref, reward, beta):
 
 # Eq. 5:  r(y) = β log(π(y)/π_ref(y)) + β log Z, here without the constant β log Z
 def implicit_reward(log_policy, log_ref, beta):
-    """The reward (..., Y) that `log_policy` is optimal for, up to one constant per prompt.
+    """The reward (..., Y), in units of reward, that `log_policy` is optimal for, up to one constant per prompt.
 
-    A completion that both call impossible has reward 0: nothing is known of it. Errors as for `log_partition`.
+    A completion that both call impossible has reward 0: nothing is known of it; if only one of them does, ±∞.
+    Errors as for `log_partition`.
     """
     check_beta(beta)
     check_completions("implicit_reward", log_policy=log_policy, log_ref=log_ref)

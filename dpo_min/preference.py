@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 
 def bradley_terry(reward_chosen, reward_rejected):
-    """P(y_w ≻ y_l) = σ(r_w − r_l), elementwise over broadcastable tensors (DPO, Eq. 1)."""
+    """P(y_w ≻ y_l) = σ(r_w − r_l), elementwise over broadcastable rewards in units of log-odds (DPO, Eq. 1)."""
     return torch.sigmoid(reward_chosen - reward_rejected)
 
 

@@ -237,6 +237,6 @@ def test_the_weight_is_how_wrong_the_pair_is():
         close(-beta * weight, dpo_gradient(h, beta)[0])
         assert (weight[h < 0] > 0.5).all() and (weight[h > 0] < 0.5).all()
     assert dots(axis) == [(0, 0.5)]
-    for note, left in (("ranked wrongly: pushed hard", True), ("ranked rightly: left alone", False)):
+    for note, left in (("ranked wrongly: weight above ½", True), ("ranked rightly: weight below ½", False)):
         (text,) = [text for text in axis.texts if text.get_text() == note]
         assert (text.get_position()[0] < 0) is left

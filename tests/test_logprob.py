@@ -162,6 +162,19 @@ def test_unscored_logits_and_tokens_have_no_influence(arguments, k, seed):
     assert torch.equal(*gradients)
 
 
+@given(scored_logits())
+def test_the_logits_after_the_last_token_have_no_influence(arguments):
+    """Kills: a log-softmax over all positions, whose gradient at the last is 0 · NaN where its logits are damaged."""
+    logits, tokens, loss_mask = arguments
+    damaged = logits.clone()
+    damaged[:, -1] = torch.nan
+    damaged.requires_grad_()
+    logps = sequence_logprobs(damaged, tokens, loss_mask)
+    assert torch.equal(logps, sequence_logprobs(logits, tokens, loss_mask))
+    (gradient,) = torch.autograd.grad(logps.sum(), damaged)
+    assert (gradient[:, -1] == 0).all()
+
+
 @given(st.lists(pairs, min_size=1, max_size=3), st.sampled_from(["sum", "mean"]))
 def test_a_rows_log_probability_does_not_depend_on_the_batch(tiny_gpt, batch, reduce):
     """Kills: rejected rows before chosen rows; a row scored to the end of the longest."""
@@ -242,6 +255,8 @@ LOGITS, TOKENS, MASK = torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=torch.long)
         (LOGITS[0], TOKENS, MASK),
         (LOGITS[:, 1:], TOKENS, MASK),
         (LOGITS[:1], TOKENS, MASK),
+        (LOGITS[..., 0], TOKENS, MASK),
+        (LOGITS[..., None], TOKENS, MASK),
         (LOGITS, TOKENS[0], MASK),
         (LOGITS, TOKENS[..., None], MASK),
         (LOGITS, TOKENS[:, 1:], MASK[:, 1:]),
@@ -251,8 +266,9 @@ LOGITS, TOKENS, MASK = torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=torch.long)
     ],
 )
 def test_shapes_that_disagree_are_refused(arguments):
-    with pytest.raises(ValueError, match=r"expected logits \(B,T,V\).*got"):
+    with pytest.raises(ValueError, match=r"expected logits \(B,T,V\).*got") as raised:
         sequence_logprobs(*arguments)
+    assert str(raised.value).endswith(f"got {[tuple(x.shape) for x in arguments]}")
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.uint8])

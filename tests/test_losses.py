@@ -1,6 +1,8 @@
 """Every loss of the margin: its value and its slope, against autograd, differences and float64."""
 
+import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -33,7 +35,13 @@ def logit(p):
 def test_the_table_holds_the_seven_losses_each_with_source_and_use():
     assert list(LOSSES) == ["sigmoid", "cdpo", "robust", "ipo", "hinge", "exo_pair", "discopop"]
     assert {name for name, loss in LOSSES.items() if loss.smoothing} == set(NOISY)
-    assert all(loss.source and loss.about for loss in LOSSES.values())
+    assert all(re.search(r"arXiv:\d{4}\.\d{5}|Mitchell 2023", loss.source) and loss.about for loss in LOSSES.values())
+
+
+def test_a_row_of_the_table_cannot_be_changed():
+    """Kills: a default that one caller sets for all."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        LOSSES["cdpo"].smoothing = 0.2
 
 
 # What each loss is, spelled out from the papers in plain float arithmetic, where that does not overflow.
@@ -67,6 +75,7 @@ def test_the_value_is_the_papers_formula(name, x, beta, epsilon):
 @given(x=X, beta=BETA, epsilon=NOISE)
 @example(x=0.0, beta=0.1, epsilon=0.1)
 @example(x=0.01, beta=1.0, epsilon=0.1)
+@example(x=1.0, beta=1.0, epsilon=0.1)  # hinge's kink, where autograd's slope is 0
 @example(x=1e4, beta=0.1, epsilon=0.1)
 @example(x=-1e4, beta=1e3, epsilon=0.1)
 def test_the_slope_is_the_derivative_of_the_value(name, x, beta, epsilon):
@@ -179,6 +188,32 @@ def test_discopop_pushes_an_undecided_pair_the_wrong_way():
     assert slope[1] < 0 < slope[0]
 
 
+@given(p=st.floats(0.02, 0.98), beta=BETA, epsilon=NOISE)
+@example(p=0.9, beta=0.1, epsilon=0.1)
+def test_where_each_loss_is_least_for_one_pair(p, beta, epsilon):
+    """Seen y_w ≻ y_l with probability p: only sigmoid, and robust on flipped labels, end at βh = logit p."""
+    flipped = (1 - epsilon) * p + epsilon * (1 - p)
+    least = {
+        "sigmoid": (logit(p), p),
+        "cdpo": (logit(flipped), p),
+        "robust": (logit(p), flipped),
+        "ipo": (p - 0.5, p),
+        "exo_pair": ((2 * p - 1) * logit(1 - epsilon), p),
+    }
+    for name, (u, seen) in least.items():
+        h, e = tensor(u / beta), noise(name, epsilon)
+        slope = seen * LOSSES[name].slope(h, beta, e) - (1 - seen) * LOSSES[name].slope(-h, beta, e)
+        scale = LOSSES[name].slope(h, beta, e).abs() + LOSSES[name].slope(-h, beta, e).abs()
+        assert (slope.abs() <= 1e-9 * (scale + beta)).all(), name
+
+
+@given(p=st.floats(0.51, 0.99), u=st.floats(-3, 3))
+def test_hinge_is_least_at_one_for_every_pair_that_is_not_a_tie(p, u):
+    value = LOSSES["hinge"].value
+    mean = lambda u: p * value(tensor(u), 1.0) + (1 - p) * value(tensor(-u), 1.0)  # noqa: E731
+    assert (mean(u) >= mean(1.0) - 1e-12).all()
+
+
 # The two identities that tell cDPO and robust DPO apart
 
 
@@ -252,9 +287,10 @@ def test_a_label_smoothing_without_effect_or_out_of_range_is_refused(name):
         [0.5, 0.7, -0.1, math.inf, math.nan] + [0.0] * (name == "exo_pair") if name in NOISY else [0.1, -0.1, math.nan]
     )
     fine = [0.25, 0.4999, 1e-9] + [0.0] * (name != "exo_pair") if name in NOISY else [0.0, None]
+    said = f"must be {'above' if name == 'exo_pair' else 'at least'} 0 and below 0.5, got " if name in NOISY else r"\("
     for part in (LOSSES[name].value, LOSSES[name].slope):
         for epsilon in bad:
-            with pytest.raises(ValueError, match=rf"label_smoothing.*{epsilon}"):
+            with pytest.raises(ValueError, match=f"^label_smoothing {said}{epsilon}"):
                 part(tensor(0.0), 0.1, epsilon)
         for epsilon in fine:
             assert torch.isfinite(part(tensor(0.0), 0.1, epsilon)).all()

@@ -39,7 +39,7 @@ def test_a_table_trained_on_all_preferences_ends_in_the_optimum(seed, beta):
 @settings(max_examples=20)
 @given(st.integers(0, 10**6))
 def test_the_pairs_need_not_come_from_the_reference(seed):
-    """Any weights do that let every completion be compared. Kills: "DPO needs on-policy pairs", at the optimum."""
+    """Any weights do that link all completions by comparisons. Kills: "DPO needs on-policy pairs", at the optimum."""
     world = small_world(seed)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(7, 7, generator=generator, dtype=torch.float64) + 0.1
@@ -84,6 +84,18 @@ def test_the_distance_falls_like_one_over_the_number_of_pairs_as_theory_says():
     assert abs(found.mean().item() - expected) < 4 * found.std().item() / math.sqrt(len(found))
 
 
+@given(st.integers(0, 10**6), st.integers(0, 1000))
+def test_a_sample_holds_n_preferences_and_on_average_the_weights(seed, n):
+    """Kills: a cell that takes more than is left, one that is never drawn."""
+    weights = theorem.all_preferences(small_world())
+    generator = torch.Generator().manual_seed(seed)
+    counts = theorem.sample(weights, max(n, 1), generator) * max(n, 1)
+    assert_close(counts, counts.round())
+    assert counts.sum().item() == pytest.approx(max(n, 1)) and (counts >= 0).all()
+    many = theorem.sample(weights, 10**9, generator)
+    assert ((many - weights).abs() <= 6 * (weights / 10**9).sqrt() + 1e-15).all()
+
+
 @given(st.floats(-3, 3), st.floats(0.01, 100))
 def test_the_slope_of_an_exact_power_law_is_its_exponent(exponent, factor):
     sizes = [10, 100, 1000]
@@ -115,7 +127,7 @@ def test_ipo_ends_in_the_optimum_of_another_reward(fits):
 
 
 def test_robust_told_of_flips_that_did_not_happen_falls_for_ever():
-    """Where P > 1 − ε for some pair. Kills: a lower bound where there is none."""
+    """Some answers beat the rest with more than 1 − ε on average. Kills: a lower bound where there is none."""
     world = theorem.make_world(vocab_size=5, max_new_tokens=2)
     assert bradley_terry(world.reward.max(), world.reward.min()) > 1 - FLIPS
     log_policy, lowest = theorem.fit_table(world, theorem.all_preferences(world), "robust", FLIPS)

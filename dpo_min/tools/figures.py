@@ -249,8 +249,8 @@ def draw_weight():
         axis.plot(h, gradient_weight(h, beta), label=f"β = {beta:g}", **style)
     axis.plot(0, gradient_weight(tensor(0), beta=0.1), **DOT)
     axis.annotate("h = 0: weight ½,\nundecided", (0, 0.5), (10, 4), textcoords="offset points", **SMALL)
-    axis.text(-30, 0.2, "ranked wrongly: pushed hard", ha="center")
-    axis.text(30, 0.8, "ranked rightly: left alone", ha="center")
+    axis.text(-30, 0.2, "ranked wrongly: weight above ½", ha="center")
+    axis.text(30, 0.8, "ranked rightly: weight below ½", ha="center")
     axis.legend(loc="center right", **LEGEND)
     axis.set(xlabel="margin h (nats)", ylabel="weight (a probability)", xlim=(-60, 60), ylim=(-0.02, 1.02))
     return figure

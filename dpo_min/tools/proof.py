@@ -6,6 +6,7 @@ Prints each of the five results as it comes; exit code 1 if one misses its thres
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -151,32 +152,38 @@ def run_gpt(world, report):
         f"KL(π‖π_r) = {found:.1e} nats, at most {GPT_KL:g} wanted",
         f"""
 The same loss through the project's own path: batch → log-probabilities → margin → loss → AdamW, in float32,
-{len(distances)} steps from a copy of the reference. It never saw the reward, only which of two answers was preferred.
+{len(distances)} steps from a copy of the reference. The loss sees how often each answer is preferred to each other one,
+never the reward.
 
 ![KL to the optimum by step, and every probability against the optimum's](figures/proof-gpt.png)""",
     )
 
 
-def run_samples(report, repeats=50):
+def run_samples(report, repeats=100):
     """(c) Finite data."""
     world = theorem.make_world(vocab_size=5, max_new_tokens=2)
     weights = theorem.all_preferences(world)
-    sizes = [round(10 ** (k / 2)) for k in range(6, 13)]  # 10³ … 10⁶
+    sizes = [round(10 ** (k / 2)) for k in range(8, 15)]  # 10⁴ … 10⁷: with fewer, some answer never wins or never loses
     distances = theorem.fit_samples(world, weights, sizes, repeats)
     slope, half = theorem.fit_slope(sizes, distances)
     constant = theorem.asymptotic_kl(world, weights)
     draw_samples(sizes, distances, slope, half, constant, report.picture("proof-samples.png"))
-    means = zip(sizes, distances.mean(dim=-1).tolist(), strict=True)
-    rows = "\n".join(f"| {n:,} | {kl:.2e} | {n * kl:.1f} |" for n, kl in means)
+    errors = distances.std(dim=-1) / math.sqrt(repeats)
+    rows = "\n".join(
+        f"| {n:,} | {mean:.2e} | {n * mean:.1f} ± {n * error:.1f} |"
+        for n, mean, error in zip(sizes, distances.mean(dim=-1), errors, strict=True)
+    )
     report.result(
         "With N pairs the distance falls like 1/N",
         abs(slope + 1) <= SLOPE_ERROR,
         f"slope of log KL against log N: {slope:.3f} ± {half:.3f} (95 %), within {SLOPE_ERROR:g} of −1 wanted",
         f"""
 Answers of at most two tokens ({len(world.completions)} completions), N pairs drawn from the reference and judged once
-each, {repeats} data sets of every size. Theory: N · KL tends to ½ tr(∇²KL (∇²L)⁺) = {constant:.1f}.
+each, {repeats} data sets of every size. Theory: N times the mean KL tends to ½ tr(A B⁺) = {constant:.1f}, A and B being
+the matrices of second derivatives, by log π at π_r, of KL(π‖π_r) and of the mean loss. The law is for large N: with a
+thousand pairs some answer may never have won or never have lost, and then no best policy exists.
 
-| N | mean KL(π‖π_r), nats | N · KL |
+| N | mean KL(π‖π_r), nats | N · KL ± standard error |
 |---|---|---|
 {rows}
 
@@ -215,13 +222,14 @@ The same table, the seven losses, β = {world.beta:g}, ε = {FLIPS:g} where a lo
 Two rows are π_r, and only two: `sigmoid` where labels are as Bradley and Terry's judge gave them, and `robust` where
 they were then flipped at the rate that it was told. The rest, plainly:
 
-- `sigmoid` on flipped labels believes them: it ends too near the reference. So does `cdpo`, on true labels already:
-  its ε stands for flips, and the two end in the same policy (KL between them {cdpo:.0e} nats). `cdpo` bounds the
-  margin; it does not undo the noise.
-- `robust`, told of flips that did not happen, has no minimum: where P(y_w ≻ y_l) > 1 − ε its loss falls for ever.
+- `sigmoid` on flipped labels takes them as true: it ends too near the reference. So does `cdpo`, on true labels
+  already: its ε stands for flips, and the two end in the same policy (KL between them {cdpo:.0e} nats). `cdpo` bounds
+  the margin; it does not undo the noise.
+- `robust`, told of flips that did not happen, has no minimum: a pair with P(y_w ≻ y_l) > 1 − ε pulls its margin to
+  infinity, and here some answers beat the rest with more than 1 − ε on average. The loss falls for ever.
 - `ipo` ends at another optimum, exactly: that of the reward P(y beats a draw from π_ref), which lies between 0 and 1
-  (KL to it {ipo:.0e} nats). The same β therefore keeps it nearer the reference.
-- `hinge` comes to rest on its kinks, and `exo_pair` weighs pairs differently from the likelihood.
+  (KL to it {ipo:.0e} nats). The same β therefore keeps it nearer the reference here.
+- `hinge` ends where some margins sit on its kink, βh = ±1. `exo_pair` asks of every pair βh = (2P − 1) logit(1 − ε).
 - `discopop` ends below the reference's own E[r] of {place(world, world.log_ref)[1]:.3f}: at h = 0 it slopes upwards, so
   it begins by pushing pairs the wrong way, into a minimum at h < 0 that full batches do not leave.
 
@@ -238,6 +246,11 @@ def run_displacement(report):
     chosen, rejected = worst
     before, after = found[worst][0], found[worst][-1]
     draw_displacement(world, found[worst], *worst, names, report.picture("proof-displacement.png"))
+    shared = "The two answers share parameters: the push away from one takes the other along."
+    if (first := names[chosen][0]) == names[rejected][0]:
+        shared = f"""Both begin with {first}, so the probability of that token
+cancels in the margin and nothing holds it up. The pair teaches only what comes after it; the network shares its
+parameters between positions, and says the same at the first token too."""
     gained = (after.exp() - before.exp()).argmax()
     roles = {chosen: "chosen", rejected: "rejected"}
     rows = "\n".join(
@@ -250,15 +263,16 @@ def run_displacement(report):
         f"{len(found)} of the {count * (count - 1)} ordered pairs show it",
         f"""
 Two letters, end-of-text written as a full stop, at most two tokens: {count} completions. A GPT takes 30 plain gradient
-steps on one pair alone, for each ordered pair. The clearest case, {names[chosen]} preferred to {names[rejected]}:
+steps on one pair alone (β = 0.1, learning rate 0.05), for each ordered pair. The clearest case,
+{names[chosen]} preferred to {names[rejected]}:
 
 | y | π_ref(y) | π(y) | log π − log π_ref | |
 |---|---|---|---|---|
 {rows}
 
-The loss asks only that log π({names[chosen]}) − log π({names[rejected]}) grow. The two answers share parameters: the
-push away from one takes the other along, and the mass goes to {names[gained]}, which nobody mentioned. The gradient is
-right; one pair is too little to say where the mass should go. A run reports it as `logps/chosen` falling.
+The loss asks only that log π({names[chosen]}) − log π({names[rejected]}) grow. {shared} The mass goes
+to {names[gained]}, which nobody mentioned. The gradient is right; one pair is too little to say where the mass should
+go. A run reports it as `logps/chosen` falling.
 
 ![Both log-probabilities and the margin by step; every completion before and after](figures/proof-displacement.png)""",
     )
@@ -291,9 +305,10 @@ class Report:
 INTRODUCTION = """# The theorem, run
 
 `make proof` wrote this page. The language has five tokens, one of them end-of-text, and answers of at most four: every
-answer can be listed, so π_r ∝ π_ref e^{r/β} is known exactly and so is KL(π‖π_r), the distance of a trained policy from
-it. The reference is a GPT with random weights, the reward a random number for each answer, β = 0.5. Preferences are
+answer can be listed, so π_r ∝ π_ref e^{r/β} is known exactly and so is KL(π‖π_r), how far a trained policy is from it.
+The reference is a GPT with random weights, the reward a random number for each answer, β = 0.5. Preferences are
 Bradley–Terry's over pairs drawn from the reference; "all pairs" means in expectation, each weighted by its probability.
+Results (c) and (e) use smaller languages of the same kind.
 
 """
 

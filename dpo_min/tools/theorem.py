@@ -1,7 +1,8 @@
-"""The theorem of objective.py as experiments: DPO on Bradley–Terry preferences ends in π_r, and nothing is estimated.
+"""The theorem of objective.py as experiments: DPO on Bradley–Terry preferences ends in π_r.
 
 A language so small that every completion can be listed, a real GPT as its reference, an arbitrary reward: the optimum
-π_r is known exactly, and so is the distance from it of whatever DPO finds. proof.py runs them all and writes the page.
+π_r is known exactly, and so is KL(π‖π_r), here called the distance from it, of whatever DPO finds. proof.py runs all of
+it and writes the page.
 """
 
 import copy
@@ -21,6 +22,7 @@ from dpo_min.packing import batch_logps, pack
 from dpo_min.preference import bradley_terry, margin
 
 PROMPT = [0]
+BOTTOMLESS = -1e6  # a mean loss below this has no minimum: the losses that have one are least above −1
 FLIPS = 0.1  # the rate ε at which labels are flipped, and the ε that the losses are told
 
 
@@ -73,8 +75,9 @@ def mean_loss(log_policy, world, weights, name="sigmoid", label_smoothing=None):
 
 
 def fit_table(world, weights, name="sigmoid", label_smoothing=None, max_iter=1000):
-    """(log π (Y,), lowest loss seen) of the best policy that is free at every completion; nan where there is none.
+    """(log π (Y,), lowest loss seen), the policy being free at every completion: where L-BFGS ends, from the reference.
 
+    That is the minimum if the loss is smooth and convex and has one; log π is nan where the loss falls without end.
     Written log π = log π_ref + u/√π_ref + const, the loss is curved about equally in every direction of u.
     """
     u = torch.zeros_like(world.log_ref, requires_grad=True)
@@ -96,7 +99,8 @@ def fit_table(world, weights, name="sigmoid", label_smoothing=None, max_iter=100
         return loss
 
     optimizer.step(closure)
-    return policy().detach(), lowest
+    log_policy = policy().detach()
+    return (log_policy if lowest > BOTTOMLESS else torch.full_like(log_policy, math.nan)), lowest
 
 
 def fit_gpt(world, weights, steps=800, learning_rate=1e-2):
@@ -124,15 +128,23 @@ def fit_gpt(world, weights, steps=800, learning_rate=1e-2):
 
 
 def sample(weights, n, generator):
-    """The shares of n preferences drawn from `weights`: a finite data set in the place of the infinite one. (Y, Y)"""
-    drawn = torch.multinomial(weights.flatten(), n, replacement=True, generator=generator)
-    return torch.bincount(drawn, minlength=weights.numel()).view_as(weights).to(weights.dtype) / n
+    """The shares of n preferences drawn from `weights` (Y, Y): a finite data set in the infinite one's place. (Y, Y)
+
+    A multinomial draw, cell by cell: each takes a binomial share of what the cells before it left.
+    """
+    left, rest, counts = torch.tensor(float(n), dtype=torch.float64), 1.0, []
+    for weight in weights.flatten().tolist():
+        share = torch.tensor(min(1.0, weight / rest) if rest > 0 else 1.0, dtype=torch.float64)
+        counts.append(torch.binomial(left, share, generator=generator))
+        left, rest = left - counts[-1], rest - weight
+    return torch.stack(counts).view_as(weights) / n
 
 
 def asymptotic_kl(world, weights):
     """N times the expected KL(π‖π_r) after N pairs, for large N: ½ tr(∇²KL (∇²L)⁺) at the optimum.
 
-    The estimate scatters about π_r with covariance (∇²L)⁺/N, L being a mean log-likelihood (Fisher 1922).
+    Both second derivatives are by log π, (Y, Y); ⁺ is the pseudo-inverse, as adding a constant to every log π changes
+    neither. The estimate scatters about π_r with covariance (∇²L)⁺/N, L being a mean −log-likelihood (Fisher 1922).
     """
     loss = torch.autograd.functional.hessian(lambda z: mean_loss(z, world, weights), world.optimum)  # (Y, Y)
     kl = torch.autograd.functional.hessian(lambda z: kl_divergence(z.log_softmax(-1), world.optimum), world.optimum)
@@ -151,7 +163,7 @@ def fit_samples(world, weights, sizes, repeats, seed=0):
 
 
 def fit_slope(sizes, distances):
-    """(slope, half of its 95 % interval) of log KL against log N, by least squares over every single fit."""
+    """(slope, half of its 95 % interval) of log KL (sizes, repeats) against log N, by least squares over every fit."""
     x = torch.tensor(sizes, dtype=torch.float64).log()[:, None].expand_as(distances).flatten()
     y = distances.log().flatten()
     x, y = x - x.mean(), y - y.mean()

@@ -1,0 +1,440 @@
+"""Plausible mistakes, each with the test that catches it: on the file with that mistake in it, that test fails.
+
+`make mutants` tries every small change of the five files of the derivation; these are the mistakes that people make.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+OBJECTIVE, PREFERENCE = "tests/test_objective.py::test_", "tests/test_preference.py::test_"
+LOSSES, GRADIENT = "tests/test_losses.py::test_", "tests/test_gradient.py::test_"
+LOGPROB, EXACT = "tests/test_logprob.py::test_", "tests/test_exact.py::test_"
+DATA, EVALUATE = "tests/test_data.py::test_", "tests/test_evaluate.py::test_"
+GPT, GENERATE, TRAIN = "tests/test_gpt.py::test_", "tests/test_generate.py::test_", "tests/test_train.py::test_"
+
+BY_HAND = OBJECTIVE + "objective_and_optimum_worked_by_hand"
+KL_BY_HAND = OBJECTIVE + "kl_worked_by_hand_in_both_directions"
+MARGIN_BY_HAND = PREFERENCE + "margin_worked_by_hand"
+FORMULA, SLOPE = LOSSES + "the_value_is_the_papers_formula", LOSSES + "the_slope_is_the_derivative_of_the_value"
+FAR_OUT = LOSSES + "value_and_slope_are_finite_and_equal_to_float64_far_out"
+GRADIENT_BY_HAND = GRADIENT + "weight_and_gradient_worked_by_hand"
+LOOP = LOGPROB + "the_sum_is_the_loop_over_tokens"
+TO_ONE = LOGPROB + "the_probabilities_of_all_completions_sum_to_one"
+BATCH = DATA + "a_batch_scores_every_completion_token_and_nothing_else"
+MOVES = TRAIN + "one_step_moves_the_policy_and_not_the_reference"
+MICRO = TRAIN + "micro_batches_of_any_sizes_give_the_gradient_and_metrics_of_the_full_batch"
+
+# name → (file, what stands there once, what is put in its place, the test that fails)
+MUTANTS = {
+    # The objective and its optimum
+    "the KL is rewarded": ("objective", "reward) - beta * kl", "reward) + beta * kl", BY_HAND),
+    "J without β": ("objective", "- beta * kl_divergence", "- kl_divergence", BY_HAND),
+    "J with β²": ("objective", "- beta * kl_divergence", "- beta**2 * kl_divergence", BY_HAND),
+    "J divides by β": ("objective", "- beta * kl_divergence", "- 1 / beta * kl_divergence", BY_HAND),
+    "J with the KL reversed": (
+        "objective",
+        "kl_divergence(log_policy, log_ref)\n",
+        "kl_divergence(log_ref, log_policy)\n",
+        OBJECTIVE + "objective_is_the_mean_of_reward_less_beta_log_ratio",
+    ),
+    "KL under the other distribution": ("objective", "(log_p, log_p - log_q)", "(log_q, log_p - log_q)", KL_BY_HAND),
+    "KL reversed": ("objective", "(log_p, log_p - log_q)", "(log_q, log_q - log_p)", KL_BY_HAND),
+    "KL negated": ("objective", "(log_p, log_p - log_q)", "(log_p, log_q - log_p)", KL_BY_HAND),
+    "0 · ∞ is NaN": (
+        "objective",
+        "torch.where(log_p == -inf, 0.0, p * f)",
+        "(log_p.exp() * f)",
+        OBJECTIVE + "an_impossible_completion_does_not_count_whatever_its_value",
+    ),
+    "a probability that underflows counts as none": (
+        "objective",
+        "p.clamp(min=torch.finfo(p.dtype).tiny)",
+        "p",
+        OBJECTIVE + "a_completion_too_unlikely_for_a_float_still_has_infinite_weight_against_infinity",
+    ),
+    "Z forgotten": ("objective", ".log_softmax(dim=-1)", "", BY_HAND),
+    "π_r without its logarithm": ("objective", ".log_softmax(dim=-1)", ".softmax(dim=-1)", BY_HAND),
+    "Z of β r": ("objective", "reward / beta).logsumexp", "reward * beta).logsumexp", BY_HAND),
+    "π_r of β r": ("objective", "reward / beta).log_softmax", "reward * beta).log_softmax", BY_HAND),
+    "π_r without π_ref": (
+        "objective",
+        "(log_ref + reward / beta).log_softmax",
+        "(0 * log_ref + reward / beta).log_softmax",
+        OBJECTIVE + "an_infinitely_dear_drift_leaves_exactly_the_reference",
+    ),
+    "log Z spelled out": (
+        "objective",
+        ".logsumexp(dim=-1)",
+        ".exp().sum(dim=-1).log()",
+        OBJECTIVE + "everything_is_finite_over_the_whole_range_of_reward_and_beta",
+    ),
+    "implicit reward upside down": (
+        "objective",
+        "beta * (log_policy - log_ref)",
+        "beta * (log_ref - log_policy)",
+        BY_HAND,
+    ),
+    "implicit reward without β": ("objective", "beta * (log_policy - log_ref)", "log_policy - log_ref", BY_HAND),
+    "equal is taken for impossible": (
+        "objective",
+        "(log_policy == -inf) & (log_ref == -inf)",
+        "log_policy == log_ref",
+        OBJECTIVE + "implicit_reward_moves_with_both_policies_even_where_they_are_equal",
+    ),
+    "β = 0 is let in": (
+        "objective",
+        "0 < beta < inf",
+        "0 <= beta < inf",
+        OBJECTIVE + "beta_that_is_not_positive_and_finite_is_refused[0.0-objective]",
+    ),
+    # Preferences and the margin
+    "Bradley–Terry with the answers swapped": (
+        "preference",
+        "torch.sigmoid(reward_chosen - reward_rejected)",
+        "torch.sigmoid(reward_rejected - reward_chosen)",
+        PREFERENCE + "bradley_terry_worked_by_hand",
+    ),
+    "log P as the logarithm of P": (
+        "preference",
+        "F.logsigmoid(reward_chosen - reward_rejected)",
+        "bradley_terry(reward_chosen, reward_rejected).log()",
+        PREFERENCE + "the_log_form_keeps_what_the_probability_loses",
+    ),
+    "the margin is a sum": ("preference", "chosen - rejected\n", "chosen + rejected\n", MARGIN_BY_HAND),
+    "the margin of rejected over chosen": ("preference", "chosen - rejected\n", "rejected - chosen\n", MARGIN_BY_HAND),
+    "the references swapped": (
+        "preference",
+        "policy_chosen_logps - reference_chosen_logps",
+        "policy_chosen_logps - reference_rejected_logps",
+        MARGIN_BY_HAND,
+    ),
+    "the margin without its reference": (
+        "preference",
+        "policy_chosen_logps - reference_chosen_logps",
+        "policy_chosen_logps",
+        MARGIN_BY_HAND,
+    ),
+    "the margin in another order": (
+        "preference",
+        "return chosen - rejected\n",
+        "return policy_chosen_logps - policy_rejected_logps - reference_chosen_logps + reference_rejected_logps\n",
+        PREFERENCE + "a_policy_equal_to_its_reference_has_margin_exactly_zero",
+    ),
+    # Losses and slopes
+    "the loss with the wrong sign": (
+        "losses",
+        "_: -logsigmoid(beta * h)",
+        "_: logsigmoid(beta * h)",
+        FORMULA + "[sigmoid]",
+    ),
+    "the loss of the rejected answer": (
+        "losses",
+        "_: -logsigmoid(beta * h)",
+        "_: -logsigmoid(-beta * h)",
+        FORMULA + "[sigmoid]",
+    ),
+    "the loss without β": ("losses", "_: -logsigmoid(beta * h)", "_: -logsigmoid(h)", FORMULA + "[sigmoid]"),
+    "the loss with β²": ("losses", "_: -logsigmoid(beta * h)", "_: -logsigmoid(beta**2 * h)", FORMULA + "[sigmoid]"),
+    "−log σ spelled out": (
+        "losses",
+        "_: -logsigmoid(beta * h)",
+        "_: -sigmoid(beta * h).log()",
+        FAR_OUT + "[dtype0-sigmoid]",
+    ),
+    "−σ for −log σ": (
+        "losses",
+        "_: -logsigmoid(beta * h)",
+        "_: -sigmoid(beta * h)",
+        LOSSES + "dpo_is_minus_log_sigma_and_not_minus_sigma",
+    ),
+    "the slope with the wrong sign": (
+        "losses",
+        "_: -beta * sigmoid(-beta * h)",
+        "_: beta * sigmoid(-beta * h)",
+        SLOPE + "[sigmoid]",
+    ),
+    "the slope of a pair that is right": (
+        "losses",
+        "_: -beta * sigmoid(-beta * h)",
+        "_: -beta * sigmoid(beta * h)",
+        SLOPE + "[sigmoid]",
+    ),
+    "the slope without β": ("losses", "_: -beta * sigmoid(-beta * h)", "_: -sigmoid(-beta * h)", SLOPE + "[sigmoid]"),
+    "the slope with β²": (
+        "losses",
+        "_: -beta * sigmoid(-beta * h)",
+        "_: -(beta**2) * sigmoid(-beta * h)",
+        SLOPE + "[sigmoid]",
+    ),
+    "cDPO with ε on the wrong side": (
+        "losses",
+        "-(1 - e) * logsigmoid(beta * h) - e * logsigmoid(-beta * h)",
+        "-e * logsigmoid(beta * h) - (1 - e) * logsigmoid(-beta * h)",
+        LOSSES + "cdpo_is_the_mean_of_the_dpo_loss_over_flips_of_the_label",
+    ),
+    "robust with ε on the wrong side": (
+        "losses",
+        "(e * logsigmoid(-beta * h) - (1 - e) * logsigmoid(beta * h))",
+        "((1 - e) * logsigmoid(-beta * h) - e * logsigmoid(beta * h))",
+        LOSSES + "the_mean_of_robust_over_flips_of_the_label_is_the_dpo_loss",
+    ),
+    "robust without 1 − 2ε": (
+        "losses",
+        "logsigmoid(beta * h)) / (1 - 2 * e)",
+        "logsigmoid(beta * h))",
+        FORMULA + "[robust]",
+    ),
+    "robust's slope without 1 − 2ε": (
+        "losses",
+        "e * sigmoid(beta * h)) / (1 - 2 * e)",
+        "e * sigmoid(beta * h))",
+        SLOPE + "[robust]",
+    ),
+    "IPO aims at 1/β": ("losses", "_: (h - 1 / (2 * beta)) ** 2", "_: (h - 1 / beta) ** 2", FORMULA + "[ipo]"),
+    "IPO's slope aims at 1/β": ("losses", "_: 2 * (h - 1 / (2 * beta))", "_: 2 * (h - 1 / beta)", SLOPE + "[ipo]"),
+    "the hinge on the wrong side": ("losses", "(beta * h < 1)", "(beta * h > 1)", SLOPE + "[hinge]"),
+    "the hinge at 0": ("losses", "(1 - beta * h).relu()", "(-beta * h).relu()", FORMULA + "[hinge]"),
+    "EXO's slope with its odds upside down": ("losses", "log((1 - e) / e)", "log(e / (1 - e))", SLOPE + "[exo_pair]"),
+    "EXO with ε on the wrong side": (
+        "losses",
+        "right.exp() * (right - log(1 - e)) + wrong.exp() * (wrong - log(e))",
+        "right.exp() * (right - log(e)) + wrong.exp() * (wrong - log(1 - e))",
+        FORMULA + "[exo_pair]",
+    ),
+    "DiscoPOP with another τ": ("losses", "TAU = 0.05", "TAU = 0.5", FORMULA + "[discopop]"),
+    "DiscoPOP with m · e^{−x} as a product": (
+        "losses",
+        "* logsigmoid(x) + (logsigmoid(x / TAU) - x).exp()",
+        "* logsigmoid(x) + sigmoid(x / TAU) * (-x).exp()",
+        FAR_OUT + "[dtype0-discopop]",
+    ),
+    "SFT as a mean over rows": (
+        "losses",
+        "-policy_chosen_logps.sum() / num_tokens",
+        "-policy_chosen_logps.mean()",
+        LOSSES + "sft_is_the_mean_per_token_and_parts_of_a_step_add_up",
+    ),
+    # The gradient in closed form
+    "the weight of a pair that is right": (
+        "gradient",
+        "torch.sigmoid(-beta * h)",
+        "torch.sigmoid(beta * h)",
+        GRADIENT_BY_HAND,
+    ),
+    "the weight without β": ("gradient", "torch.sigmoid(-beta * h)", "torch.sigmoid(-h)", GRADIENT_BY_HAND),
+    "a step uphill": (
+        "gradient",
+        "slope = -beta * gradient_weight",
+        "slope = beta * gradient_weight",
+        GRADIENT_BY_HAND,
+    ),
+    "the gradient without β": (
+        "gradient",
+        "slope = -beta * gradient_weight",
+        "slope = -gradient_weight",
+        GRADIENT_BY_HAND,
+    ),
+    "the gradient with β²": (
+        "gradient",
+        "slope = -beta * gradient_weight",
+        "slope = -(beta**2) * gradient_weight",
+        GRADIENT_BY_HAND,
+    ),
+    "the gradient with chosen and rejected swapped": (
+        "gradient",
+        "return slope, -slope",
+        "return -slope, slope",
+        GRADIENT_BY_HAND,
+    ),
+    # log π(y|x)
+    "a mean for the sum": ("logprob", "else total", "else total / scored.sum(dim=-1)", LOOP),
+    "the mask off by one": ("logprob", "loss_mask[:, 1:]", "loss_mask[:, :-1]", LOOP),
+    "the targets off by one": ("logprob", "tokens[:, 1:, None]", "tokens[:, :-1, None]", LOOP),
+    "the logits off by one": ("logprob", "logits[:, :-1]", "logits[:, 1:]", LOOP),
+    "logits for log-probabilities": ("logprob", ".log_softmax(dim=-1)", "", LOOP),
+    "the padding times zero": (
+        "logprob",
+        "torch.where(scored, token_logps, 0.0)",
+        "(scored * token_logps)",
+        LOGPROB + "unscored_logits_and_tokens_have_no_influence",
+    ),
+    "the sum in bfloat16": (
+        "logprob",
+        "torch.promote_types(logits.dtype, torch.float32)",
+        "logits.dtype",
+        LOGPROB + "half_precision_logits_are_summed_in_float32",
+    ),
+    "the mean over the whole row": (
+        "logprob",
+        "total / scored.sum(dim=-1)",
+        "total / scored.shape[-1]",
+        LOGPROB + "the_mean_is_the_sum_over_the_number_of_scored_tokens",
+    ),
+    # What is scored
+    "end-of-text unscored": ("packing", "loss_mask[i, start:end]", "loss_mask[i, start : end - 1]", BATCH),
+    "the padding scored": ("packing", "loss_mask[i, start:end]", "loss_mask[i, start:]", BATCH),
+    "the prompt scored": ("packing", "loss_mask[i, start:end]", "loss_mask[i, 1:end]", BATCH),
+    "the first token unscored": ("packing", "loss_mask[i, start:end]", "loss_mask[i, start + 1 : end]", BATCH),
+    "the mask made from ids": ("packing", "[i, start:end] = True", "[i, start:] = tokens[i, start:] != 0", TO_ONE),
+    "rejected rows first": (
+        "packing",
+        "rows += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]",
+        "rows = [(pair.prompt_ids, pair.rejected_ids) for pair in pairs] + rows",
+        LOGPROB + "a_rows_log_probability_does_not_depend_on_the_batch",
+    ),
+    "the last pairs of an epoch dropped": (
+        "packing",
+        "range(0, len(order), batch_size)",
+        "range(0, len(order) - batch_size + 1, batch_size)",
+        DATA + "each_epoch_takes_each_pair_once_and_ends_with_what_is_left",
+    ),
+    # Everything exactly
+    "completions that ended left out": (
+        "exact",
+        "return ended + list(",
+        "return list(",
+        EXACT + "the_list_holds_every_completion_once_and_nothing_else",
+    ),
+    "completions that were cut left out": (
+        "exact",
+        "return ended + list(product(others, repeat=max_new_tokens))",
+        "return ended",
+        EXACT + "the_list_holds_every_completion_once_and_nothing_else",
+    ),
+    "the terms of Z counted without the ends": (
+        "exact",
+        "sum((vocab_size - 1) ** t for t in range(max_new_tokens + 1))",
+        "vocab_size**max_new_tokens",
+        EXACT + "the_number_of_terms_of_z_worked_by_hand",
+    ),
+    "end-of-text unscored in the list": (
+        "exact",
+        "start + len(completion) for",
+        "start + len(completion) - 1 for",
+        EXACT + "the_rectangle_scores_the_completion_alone",
+    ),
+    "entropy negative": (
+        "exact",
+        "expectation(log_p, -log_p)",
+        "expectation(log_p, log_p)",
+        EXACT + "entropy_worked_by_hand",
+    ),
+    # The model, its draws and its figures
+    "attention sees the future": (
+        "gpt",
+        "is_causal=mask is None",
+        "is_causal=False",
+        GPT + "attention_is_the_softmax_loop",
+    ),
+    "the temperature multiplies": (
+        "generate",
+        "(logits / max(temperature, 1e-30))",
+        "(logits * max(temperature, 1e-30))",
+        GENERATE + "temperature_divides_the_logits",
+    ),
+    "a nucleus of one token more": (
+        "generate",
+        "before[:, 1:] >= top_p",
+        "before[:, 1:] > top_p",
+        GENERATE + "top_p_of_four_equal_tokens",
+    ),
+    "the first draw from the padding": (
+        "generate",
+        "lengths - 1]",
+        "-1]",
+        GENERATE + "greedy_decoding_is_the_argmax_of_full_forwards_for_every_prompt_of_the_batch",
+    ),
+    "a tie counted 0": (
+        "evaluate",
+        "((ours > theirs).to(ours.dtype) + (ours >= theirs).to(ours.dtype)) / 2",
+        "(ours > theirs).to(ours.dtype)",
+        EVALUATE + "a_tie_is_half_a_win",
+    ),
+    "rewards logged without β": (
+        "evaluate",
+        "(beta * (p - r) for",
+        "(p - r for",
+        EVALUATE + "the_metrics_are_their_definitions",
+    ),
+    # The step
+    "the reference trained too": (
+        "train",
+        "with torch.no_grad():\n            reference_logps",
+        "with torch.enable_grad():\n            self.reference.requires_grad_()\n            reference_logps",
+        MOVES,
+    ),
+    "the policy as its own reference": (
+        "train",
+        "batch_logps(self.reference, batch",
+        "batch_logps(self.policy, batch",
+        MOVES,
+    ),
+    "the optimiser given the reference": (
+        "train",
+        "make_optimizer(config.optimizer, policy",
+        "make_optimizer(config.optimizer, reference or policy",
+        MOVES,
+    ),
+    "micro-batches each divided by their own size": (
+        "train",
+        "losses.sum() / denominator",
+        "losses.mean()",
+        MICRO + "[sum]",
+    ),
+    "the logged loss divided twice": (
+        "train",
+        "totals.add(metrics, loss * denominator)",
+        "totals.add(metrics, loss)",
+        TRAIN + "step_0_has_no_reward_yet_a_gradient[float32]",
+    ),
+}
+
+
+def run(changes):
+    """[exit code, output] of each [file, old, new, tests]; null for a change that cannot be made."""
+    script = Path(__file__).with_name("mutants.py")
+    command = [sys.executable, script, "--json"]
+    ended = subprocess.run(command, input=json.dumps(changes), capture_output=True, text=True, encoding="utf-8")
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Name → [exit code, output], and under "" that of all the tests together on a file that is as it was."""
+    changes = {name: (stem, old, new, [test]) for name, (stem, old, new, test) in MUTANTS.items()}
+    changes[""] = ("losses", "TAU = 0.05", "TAU = 0.05", sorted({test for *_, test in MUTANTS.values()}))
+    return dict(zip(changes, run(list(changes.values())), strict=True))
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_mistake_is_caught_by_the_test_that_it_names(results, name):
+    code, output = results[name]
+    stem, old, new, test = MUTANTS[name]
+    assert code == 1, f"{stem}.py with {new!r} for {old!r}: {test} ended with {code}\n{output[-2000:]}"
+
+
+def test_a_change_that_changes_nothing_survives_all_of_these_tests(results):
+    """Kills: an engine that fails on everything, and a test that fails anyway."""
+    code, output = results[""]
+    assert code == 0, output[-2000:]
+
+
+def test_only_the_failure_of_the_named_test_on_the_changed_file_is_a_catch():
+    """Kills: a mutant that counts as caught since its text has moved, it is no Python, or its test cannot run."""
+    changes = [
+        ("losses", "TAU = 0.06", "TAU = 0.5", ["tests/test_losses.py"]),
+        ("losses", "logsigmoid", "sigmoid", ["tests/test_losses.py"]),
+        ("losses", "TAU = 0.05", "TAU = ", ["tests/test_losses.py"]),
+        ("losses", "TAU = 0.05", "TAU = 0.5", ["tests/test_losses.py::test_that_is_not_there"]),
+        ("losses", "TAU = 0.05", "TAU = unknown", [FORMULA]),  # the import fails
+        ("train", "    finished = True\n    if", "    finished = unknown\n    if", [MOVES]),  # a fixture fails
+    ]
+    (absent, reason), *others = run(changes)
+    assert absent is None
+    assert reason == "losses.py: the text to replace must stand there once, found 0 times: TAU = 0.06"
+    assert [code for code, _ in others] == [None, None, 4, 4, 2]  # 4: nothing was run; 2: nothing was called
