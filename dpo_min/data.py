@@ -17,7 +17,6 @@ import hashlib
 import json
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 ASSISTANT = "\n\nAssistant:"
 SPEAKERS = {"system": "\n\nSystem:", "user": "\n\nHuman:", "assistant": ASSISTANT}
@@ -79,8 +78,10 @@ def parse_row(row):
     for name, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
         if not text and name != "prompt":
             raise BadRow(f"empty completion: {name}")
-        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-            raise BadRow(f"{name} holds half of a surrogate pair, which is not text")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRow(f"{name} holds half of a surrogate pair, which is not text") from error
     if chosen == rejected:
         raise BadRow("chosen equals rejected")
     return prompt, chosen, rejected
@@ -132,65 +133,101 @@ def render_completion(messages):
 
 
 def read_rows(path):
-    """Yield (line number, line as bytes) of a .jsonl or .jsonl.gz file, without blank lines.
+    """Yield (line number, line as bytes, position) of a .jsonl or .jsonl.gz file, without blank lines.
+
+    The position is how many bytes of the file have been read so far, 0 where that is not known, as of a pipe.
 
     Raises:
-        ValueError: the file is missing, a directory, unreadable, or broken gzip.
+        ValueError: the file is missing, a directory, unreadable, or broken gzip; or it holds no row.
     """
+    empty = True
     try:
-        with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as lines:
+        with open(path, "rb") as raw, gzip.GzipFile(fileobj=raw) if is_gzip(path) else raw as lines:
+            seekable = raw.seekable()
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield number, line
+                    empty = False
+                    yield number, line, raw.tell() if seekable else 0
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise unreadable(path, error) from error
+    if empty:
+        raise ValueError(f"{path}: holds no rows")
+
+
+def is_gzip(path):
+    """Whether a file is read as gzip, which its name decides."""
+    return str(path).endswith(".gz")
+
+
+def unreadable(path, error):
+    """The ValueError for a file that cannot be read."""
+    return ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def parse_line(number, line):
+    """The prompt, chosen and rejected text of the line of that number, which a byte order mark may precede if it is 1.
+
+    Raises:
+        BadRow: with the reason.
+    """
+    try:
+        return parse_row(json.loads(line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")))
+    except BadRow:
+        raise
+    except UnicodeDecodeError as error:
+        raise BadRow(f"not UTF-8: {error.reason} at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise BadRow(f"not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise BadRow("not JSON that can be read: nested too deeply") from error
+    except ValueError as error:  # integers too long for Python to convert
+        raise BadRow(str(error)) from error
 
 
 def load_preferences(paths, skip_bad_rows=False):
     """Every preference of the files, in order, and the number of bad rows that were skipped.
 
     Raises:
-        ValueError: a file cannot be read or holds no row; or rows are bad and `skip_bad_rows` is off:
-            the message names the first ten as `file:line: reason` and gives the total.
+        ValueError: a file cannot be read or holds no row; or as `check_rows` says.
     """
     preferences, bad = [], []
     for path in paths:
-        before = len(preferences) + len(bad)
-        for number, line in read_rows(path):
+        for number, line, _ in read_rows(path):
             source = f"{path}:{number}"
             try:
-                row = json.loads(line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8"))
-                preferences.append(Preference(*parse_row(row), source))
-            except UnicodeDecodeError as error:
-                bad.append(f"{source}: not UTF-8: {error.reason} at byte {error.start}")
-            except json.JSONDecodeError as error:
-                bad.append(f"{source}: not JSON: {error.msg} at column {error.colno}")
-            except RecursionError:
-                bad.append(f"{source}: not JSON that can be read: nested too deeply")
-            except ValueError as error:  # BadRow, and integers too long for Python to convert
-                bad.append(f"{source}: {error}")
-        if len(preferences) + len(bad) == before:
-            raise ValueError(f"{path}: holds no rows")
+                preferences.append(Preference(*parse_line(number, line), source))
+            except BadRow as reason:
+                bad.append(f"{source}: {reason}")
+    check_rows(paths, len(preferences), len(bad), bad[:ERRORS_SHOWN], skip_bad_rows)
+    return preferences, len(bad)
+
+
+def check_rows(paths, good, bad, shown, skip_bad_rows):
+    """Raise ValueError where rows are bad and `skip_bad_rows` is off, or where no row is good.
+
+    Args: `good` and `bad` count rows; `shown` has the first `ERRORS_SHOWN` bad ones as "file:line: reason".
+    """
     if bad and not skip_bad_rows:
-        shown = bad[:ERRORS_SHOWN] + ["…"] * (len(bad) > ERRORS_SHOWN)
         raise ValueError(
-            "\n".join(shown) + f" ({len(bad)} of {len(bad) + len(preferences)} rows are bad; "
+            "\n".join([*shown, *["…"] * (bad > len(shown))]) + f" ({bad} of {bad + good} rows are bad; "
             "mend them, or leave them out with --skip-bad-rows)"
         )
-    if not preferences:
-        raise ValueError(f"{', '.join(map(str, paths))}: no usable row: all {len(bad)} are bad")
-    return preferences, len(bad)
+    if not good:
+        raise ValueError(f"{', '.join(map(str, paths))}: no usable row: all {bad} are bad")
 
 
 def split_preferences(preferences, eval_fraction, seed):
     """Divide into (train, eval): a row's side depends on its own text and the seed, on no other row."""
     sides = ([], [])
     for preference in preferences:
-        text = "\0".join((str(seed), preference.prompt, preference.chosen, preference.rejected))
-        digest = hashlib.sha256(text.encode()).digest()
-        is_eval = int.from_bytes(digest[:8]) < eval_fraction * 2**64
-        sides[is_eval].append(preference)
+        sides[split_digest(preference, seed) < eval_fraction * 2**64].append(preference)
     return sides
+
+
+def split_digest(preference, seed):
+    """64 bits by which a row is held out: uniform, the row's own, and others under another seed."""
+    text = "\0".join((str(seed), preference.prompt, preference.chosen, preference.rejected))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
 def tokenize(preferences, tokenizer, max_length, max_prompt_length=None):
@@ -236,8 +273,17 @@ def truncate(prompt_ids, chosen_ids, rejected_ids, max_length, max_prompt_length
 
 
 def fingerprint(paths):
-    """SHA-256 of the files' bytes: the data a run was made from."""
+    """SHA-256 of the files' bytes, one file after the other: the data a run was made from.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(Path(path).read_bytes())
+        try:
+            with open(path, "rb") as file:
+                while chunk := file.read(2**20):
+                    digest.update(chunk)
+        except OSError as error:
+            raise unreadable(path, error) from error
     return digest.hexdigest()

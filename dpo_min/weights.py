@@ -7,14 +7,13 @@ JSON header, the header, which gives each tensor's dtype, shape and place, and r
 
 import json
 import math
-import os
 import re
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dpo_min.cache import read_json, write_atomically
 from dpo_min.gpt import GPT, LAYER_NORM_EPSILON, GPTConfig
 
 DTYPES = {
@@ -166,19 +165,6 @@ def load_tensors(directory):
     return tensors
 
 
-def read_json(path):
-    """The object in a JSON file; ValueError where there is none."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object")
-    return value
-
-
 def read_safetensors(path):
     """Name → tensor of a safetensors file, read through a memory map.
 
@@ -270,18 +256,3 @@ def write_safetensors(path, tensors):
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in tensors.values():
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-@contextmanager
-def write_atomically(path):
-    """A binary file to write; it takes the place of `path` only once it is whole and on the disk."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,14 +1,13 @@
-"""From a line of JSON to a packed batch: what is accepted, how it is cut, what is scored."""
+"""From a line of JSON to token ids: what is accepted, how it is tokenized, how it is cut."""
 
 import gzip
 import json
 import subprocess
 import sys
-from itertools import combinations, islice, product
+from itertools import product
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -25,7 +24,6 @@ from dpo_min.data import (
     tokenize,
     truncate,
 )
-from dpo_min.packing import batches, pack
 from dpo_min.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
 GOOD = {"prompt": "x", "chosen": "y", "rejected": "z"}
@@ -64,7 +62,7 @@ def folder(tmp_path_factory):
 
 
 def test_bad_flags_and_rows_can_be_named_before_pytorch_is_loaded():
-    script = "import sys, dpo_min.data, dpo_min.options, dpo_min.tokenizer; sys.exit('torch' in sys.modules)"
+    script = "import sys, dpo_min.cache, dpo_min.options; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1]).returncode == 0
 
 
@@ -430,66 +428,6 @@ def test_truncation_keeps_the_end_of_the_prompt_and_the_start_of_the_completions
         assert len(prompt) + longest == limit  # not a token was lost that had room
     if (chosen, rejected) != whole[1:]:
         assert len(prompt) == smallest
-
-
-# Batches
-
-SCORED = st.lists(st.sampled_from([0, 1, END]), min_size=1, max_size=5)
-PAIRS = st.lists(st.builds(TokenizedPair, SCORED, SCORED, SCORED), min_size=1, max_size=5)
-
-
-@given(PAIRS, st.booleans())
-@example([TokenizedPair([0], [0, END], [END]), TokenizedPair([END, 0], [0], [1, 0, 0])], False)
-def test_a_batch_scores_every_completion_token_and_nothing_else(pairs, chosen_only):
-    """Kills: masks built as ids != pad, or as ids != end-of-text; rows in the order chosen, rejected, chosen …"""
-    batch = pack(pairs, chosen_only)
-    rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
-    rows += [] if chosen_only else [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
-    width = max(len(prompt + completion) for prompt, completion in rows)
-    assert batch.tokens.shape == batch.loss_mask.shape == (len(rows), width)
-    assert batch.loss_mask.dtype == torch.bool
-    for (prompt, completion), tokens, mask in zip(rows, batch.tokens.tolist(), batch.loss_mask.tolist(), strict=True):
-        padding = width - len(prompt + completion)
-        assert tokens[: width - padding] == prompt + completion
-        assert mask == [False] * len(prompt) + [True] * len(completion) + [False] * padding
-
-
-def numbered(count):
-    """Pairs of three lengths, told apart by their source."""
-    return [TokenizedPair([0] * (1 + i % 3), [1], [2], str(i)) for i in range(count)]
-
-
-@given(st.integers(1, 30), st.integers(1, 35), st.integers(0, 2**63 - 1))
-@example(4, 4, 0)
-@example(5, 4, 0)
-def test_each_epoch_takes_each_pair_once_and_ends_with_what_is_left(count, batch_size, seed):
-    """Kills: leftovers carried into the next epoch, a last batch dropped or filled up, draws with replacement."""
-    pairs, steps = numbered(count), -(-count // batch_size)
-    chunks = list(islice(batches(pairs, batch_size, seed), 2 * steps))
-    for epoch in (chunks[:steps], chunks[steps:]):
-        assert sorted(int(pair.source) for chunk in epoch for pair in chunk) == list(range(count))
-        assert [len(chunk) for chunk in epoch[:-1]] == [batch_size] * (steps - 1)
-    for chunk in chunks:  # so that micro-batches hold little padding
-        assert sorted(pair.num_tokens for pair in chunk) == [pair.num_tokens for pair in chunk]
-
-
-@given(st.integers(1, 20), st.integers(1, 8), st.integers(0, 2**63 - 1), st.integers(0, 30))
-def test_a_resumed_run_sees_the_same_batches(count, batch_size, seed, done):
-    """Kills: an order drawn from the global generator, which a resumed run finds in another state."""
-    pairs = numbered(count)
-    whole = list(islice(batches(pairs, batch_size, seed), 40))
-    torch.rand(1)
-    assert list(islice(batches(pairs, batch_size, seed), done, 40)) == whole[done:]
-
-
-def test_epochs_and_seeds_differ_in_order():
-    """Kills: a generator made anew in each epoch, a seed that is ignored, and pairs in the order of the file."""
-    pairs = numbered(20)
-    epochs = [batches(pairs, 1, seed) for seed in (0, 0, 1)]
-    first, again, other = ([pair for (pair,) in islice(epoch, 20)] for epoch in epochs)
-    second = [pair for (pair,) in islice(epochs[0], 20)]
-    assert first == again
-    assert all(a != b for a, b in combinations((first, second, other, pairs), 2))
 
 
 # Real preferences

@@ -1,0 +1,358 @@
+"""The cache: the pairs of the plain functions, by any number of processes, whole or absent, found only if right."""
+
+import gzip
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import train
+from dpo_min import cache
+from dpo_min.cache import Pairs, Progress, data_hash, prepare_pairs
+from dpo_min.data import Preference, fingerprint, load_preferences, split_preferences, tokenize
+from dpo_min.tokenizer import Tokenizer, load_tokenizer
+
+BYTES = load_tokenizer("bytes")
+MERGES = Tokenizer({bytes([b]): b for b in range(256)} | {b"ab": 70_000, b"aab": 70_001}, 256)  # ids beyond 16 bits
+TEXT = st.lists(st.sampled_from(["a", "b", " ", "é", "😀", "<|endoftext|>", "\n\nAssistant:"]), max_size=6).map("".join)
+GOOD = st.fixed_dictionaries({"prompt": TEXT, "chosen": TEXT.map("y".__add__), "rejected": TEXT.map("z".__add__)})
+LINE = GOOD.map(lambda row: json.dumps(row).encode()) | st.sampled_from(
+    [b"", b" \t", b"{", b"[1]", b'{"chosen": "\xff"}']
+)
+FILE = st.tuples(st.lists(LINE, max_size=6), st.booleans(), st.booleans())  # lines, gzip, byte order mark
+
+
+def write(path, lines):
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def rows(n, start=0):
+    return [json.dumps({"prompt": f"q{i}é", "chosen": "a" * (i % 9 + 1), "rejected": "b"}) for i in range(start, n)]
+
+
+def prefs(path, n=60):
+    return write(path, [row.encode() for row in rows(n)])
+
+
+def prepare(paths, directory, tokenizer=BYTES, length=12, prompt_length=4, skip=False, seed=7, workers=0, small=0):
+    """`prepare_pairs`, through the disk whatever the size."""
+    return prepare_pairs(paths, tokenizer, length, prompt_length, skip, directory, seed, workers, small)
+
+
+def plainly(paths, tokenizer=BYTES, length=12, prompt_length=4, skip=False):
+    """What `prepare` should give, by the plain functions."""
+    preferences, skipped = load_preferences(paths, skip)
+    pairs, truncated, dropped = tokenize(preferences, tokenizer, length, prompt_length)
+    return pairs, {"skipped": skipped, "truncated": truncated, "dropped": dropped}
+
+
+def outcome(function, *args, **kwargs):
+    """(list of pairs, counts), or the error's text."""
+    try:
+        pairs, counts = function(*args, **kwargs)
+    except ValueError as error:
+        return str(error)
+    return list(pairs), counts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("files")
+
+
+@pytest.fixture
+def no_tokenizing(monkeypatch):
+    """From here on nothing can be tokenized."""
+
+    def fail(*_):
+        raise AssertionError("tokenized again")
+
+    return lambda: monkeypatch.setattr(cache, "tokenize", fail)
+
+
+def caches(directory):
+    return sorted(path.name for path in directory.iterdir() if path.is_dir())
+
+
+# Equal to the definition
+
+
+@settings(max_examples=40)
+@given(st.lists(FILE, min_size=1, max_size=3), st.booleans(), st.integers(2, 16), st.booleans(), st.integers(1, 200))
+@example([([b"{"] * 12 + [rows(1)[0].encode()] * 3, False, False)], False, 9, True, 1)
+@example([([b"{"] * 2, True, False)], True, 9, True, 1)
+def test_the_pairs_are_those_of_the_plain_functions(folder, files, skip, length, disk, block):
+    """Kills: a row, a count or an error that depends on where a block ends or on the file it is in."""
+    paths = []
+    for i, (lines, zipped, mark) in enumerate(files):
+        path = write(folder / f"{i}.jsonl", lines)
+        if mark:
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        if zipped:
+            (folder / f"{i}.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+        paths.append(folder / (f"{i}.jsonl.gz" if zipped else f"{i}.jsonl"))
+    directory = folder / os.urandom(8).hex()
+    for tokenizer in (BYTES, MERGES):
+        limits = {"tokenizer": tokenizer, "length": length, "prompt_length": length // 2, "skip": skip}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cache, "BLOCK", block)
+            prepared = outcome(prepare, paths, directory, small=0 if disk else 2**20, **limits)
+        assert prepared == outcome(plainly, paths, **limits)
+    assert disk or not directory.exists()
+
+
+@given(st.lists(GOOD, min_size=1, max_size=8), st.floats(0, 1, exclude_max=True), st.integers(0, 2**63 - 1))
+@example([json.loads(row) for row in rows(40)], 0.3, 0)
+@example([json.loads(row) for row in rows(40)], 1 - 2**-53, 2**63 - 1)
+def test_the_split_is_that_of_the_plain_functions(folder, values, fraction, seed):
+    """Kills: the threshold rounded, digests of other rows, a split by position."""
+    path = write(folder / "split.jsonl", [json.dumps(value).encode() for value in values])
+    pairs, _ = prepare([path], folder, length=1000, seed=seed, small=2**20)
+    sides = split_preferences(load_preferences([path])[0], fraction, seed)
+    for side, expected in zip(pairs.split(fraction), sides, strict=True):
+        assert list(side) == tokenize(expected, BYTES, 1000)[0]
+
+
+def test_views_are_sequences_of_the_same_pairs(tmp_path):
+    whole = plainly([prefs(tmp_path / "a.jsonl")])[0]
+    pairs, _ = prepare([tmp_path / "a.jsonl"], tmp_path / "cache")
+    assert isinstance(pairs[3:40:2], Pairs)
+    assert list(pairs[3:40:2][1:-1]) == whole[3:40:2][1:-1]
+    assert list(pairs[np.array([5, 0, 5])]) == [whole[5], whole[0], whole[5]]
+    assert (pairs[-1], pairs[np.int64(2)], len(pairs), bool(pairs[:0])) == (whole[-1], whole[2], 60, False)
+    assert sorted(pairs, key=lambda pair: pair.num_tokens) == sorted(whole, key=lambda pair: pair.num_tokens)
+    with pytest.raises(IndexError):
+        pairs[60]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_processes_change_nothing(tmp_path, monkeypatch, workers):
+    """Kills: results in the order in which they are finished, blocks lost at the end. 600 rows are some 24 blocks."""
+    monkeypatch.setattr(cache, "BLOCK", 1500)
+    monkeypatch.setattr(cache, "QUICK", 0)
+    paths = [prefs(tmp_path / "a.jsonl", 500), prefs(tmp_path / "b.jsonl", 100)]
+    prepared = prepare(paths, tmp_path / "cache", workers=workers)
+    assert outcome(lambda: prepared) == outcome(plainly, paths)
+    write(paths[1], [*paths[1].read_bytes().splitlines()[:50], b"{", b"[]"])
+    for skip in (False, True):
+        prepared = outcome(prepare, paths, tmp_path / "cache", skip=skip, workers=workers)
+        assert prepared == outcome(plainly, paths, skip=skip)
+    assert len(caches(tmp_path / "cache")) == 2
+
+
+def test_a_worker_that_dies_is_an_error_and_leaves_nothing(tmp_path, capfd):
+    tokenizer = load_tokenizer("bytes")
+    tokenizer.end_of_text = "no number"
+    with pytest.raises(OSError, match="a process that tokenized the data ended too early"):
+        prepare([prefs(tmp_path / "a.jsonl")], tmp_path / "cache", tokenizer, workers=2)
+    assert caches(tmp_path / "cache") == []
+    assert "no number" in capfd.readouterr().err  # the cause is shown
+
+
+# Found again, if it is the same
+
+
+def test_a_second_use_does_not_tokenize(tmp_path, no_tokenizing):
+    path = prefs(tmp_path / "a.jsonl")
+    first = outcome(prepare, [path], tmp_path / "cache")
+    no_tokenizing()
+    assert outcome(prepare, [path], tmp_path / "cache", workers=2) == first
+    moved = path.rename(tmp_path / "b.jsonl")  # the rows are named by where they lie now
+    pairs, counts = prepare([moved], tmp_path / "cache")
+    assert counts == first[1]
+    assert list(pairs) == [replace(pair, source=pair.source.replace("a.jsonl", "b.jsonl")) for pair in first[0]]
+    with pytest.raises(AssertionError, match="tokenized again"):
+        prepare([moved], tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tokenizer": MERGES}, {"tokenizer": Tokenizer(BYTES.ranks, 300)}, {"length": 11}, {"prompt_length": 3},
+     {"skip": True}, {"seed": 8}, {"seed": None}],
+)  # fmt: skip
+def test_another_setting_is_another_cache(tmp_path, change, no_tokenizing):
+    path = prefs(tmp_path / "a.jsonl")
+    prepare([path], tmp_path / "cache")
+    no_tokenizing()
+    with pytest.raises(AssertionError, match="tokenized again"):
+        prepare([path], tmp_path / "cache", **change)
+
+
+def test_a_tokenizer_is_known_by_its_vocabulary(tmp_path):
+    """Kills: a name, or an address in memory, for the tokenizer."""
+    MERGES_AGAIN = Tokenizer(dict(reversed(MERGES.ranks.items())), 256)
+    assert MERGES.fingerprint() == MERGES_AGAIN.fingerprint()
+    swapped = MERGES.ranks | {b"ab": 70_001, b"aab": 70_000}
+    assert len({t.fingerprint() for t in (BYTES, MERGES, Tokenizer(swapped, 256), Tokenizer(MERGES.ranks, 300))}) == 4
+
+
+@given(st.integers(0, 10**9), st.integers(1, 255))
+def test_any_byte_of_the_data_that_changes_is_noticed_however_soon(folder, place, flip):
+    """Kills: trust in size and time of a file that was written a moment ago."""
+    path, directory = prefs(folder / "changing.jsonl"), folder / "notes"
+    before = data_hash([path], directory, small=0)
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= flip
+    path.write_bytes(content)
+    assert data_hash([path], directory, small=0) == fingerprint([path]) != before
+
+
+def test_the_same_bytes_cut_into_other_files_or_read_as_gzip_are_other_data(tmp_path):
+    (tmp_path / "sub").mkdir()
+    one, two = rows(1)[0].encode() + b"\n", rows(2, 1)[0].encode() + b"\n\n"
+    keys = []
+    for first, second in ((one, two), (one + two[:-1], b"\n" + one), (one + two[:-1], b"\n")):
+        paths = [tmp_path / "a", tmp_path / "b.gz", tmp_path / "b"]
+        for path, content in zip(paths, (first, second, second), strict=True):
+            path.write_bytes(content)
+        what = {"tokenizer": BYTES}
+        keys += [cache.cache_key([paths[0], path], what, fingerprint([paths[0], path])) for path in paths[1:]]
+    assert len(set(keys)) == 6
+
+
+def test_an_old_file_is_hashed_once_until_anything_about_it_changes(tmp_path, monkeypatch):
+    path = prefs(tmp_path / "a.jsonl")
+    monkeypatch.setattr(cache, "SETTLED", -1)  # any age is old enough
+    first = data_hash([path], tmp_path, small=0)
+    assert first == fingerprint([path])
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "fingerprint", None)
+        assert data_hash([path], tmp_path, small=0) == first
+        os.utime(path)
+        with pytest.raises(TypeError):
+            data_hash([path], tmp_path, small=0)
+    (tmp_path / "hashes.json").write_text("{")
+    assert data_hash([path], tmp_path, small=0) == first
+
+
+# Whole or not there
+
+
+@pytest.mark.parametrize(("fail_at", "error"), [(3, KeyboardInterrupt), (10, KeyboardInterrupt), (10, OSError)])
+def test_an_interrupted_build_leaves_no_cache(tmp_path, monkeypatch, fail_at, error):
+    path = prefs(tmp_path / "a.jsonl")
+    monkeypatch.setattr(cache, "BLOCK", 500)
+    real, calls = cache.encode_block, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == fail_at:  # 7 blocks are first checked, then tokenized
+            assert [name for name in caches(tmp_path / "cache") if name.endswith(".partial")]
+            raise error
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(cache, "encode_block", interrupted)
+    with pytest.raises(error):
+        prepare([path], tmp_path / "cache")
+    assert caches(tmp_path / "cache") == []
+    assert outcome(prepare, [path], tmp_path / "cache") == outcome(plainly, [path])
+
+
+def test_a_bad_row_is_named_before_any_row_is_tokenized(tmp_path, monkeypatch):
+    """Kills: minutes of tokenizing before the last of a million rows turns out to be bad."""
+    path = write(tmp_path / "a.jsonl", [row.encode() for row in rows(50)] + [b"{"])
+    monkeypatch.setattr(Tokenizer, "encode_batch", lambda tokenizer, texts: [1 / 0 for _ in texts])
+    with pytest.raises(ValueError, match=r"a\.jsonl:51: not JSON.*\(1 of 51 rows"):
+        prepare([path], tmp_path / "cache")
+
+
+def test_a_bad_row_leaves_no_cache_and_an_abandoned_one_is_removed(tmp_path):
+    path = write(tmp_path / "a.jsonl", [row.encode() for row in rows(5)] + [b"{"])
+    for age in (0, 2 * cache.ABANDONED):
+        dead = tmp_path / "cache" / f"{age}.partial"
+        dead.mkdir(parents=True)
+        (dead / "tokens.bin").touch()
+        os.utime(dead / "tokens.bin", (1e9, 1e9) if age else None)
+    with pytest.raises(ValueError, match=r"a.jsonl:6: not JSON"):
+        prepare([path], tmp_path / "cache")
+    assert caches(tmp_path / "cache") == ["0.partial"]
+
+
+@pytest.mark.parametrize("name", ["rows.bin", "tokens.bin", "cache.json"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "longer"])
+def test_a_damaged_cache_is_made_anew(tmp_path, name, damage):
+    path = prefs(tmp_path / "a.jsonl")
+    expected = outcome(prepare, [path], tmp_path / "cache")
+    (place,) = (tmp_path / "cache").glob("*/" + name)
+    whole = place.read_bytes()
+    if damage == "missing":
+        place.unlink()
+    else:
+        place.write_bytes(whole[:-1] if damage == "cut" else whole + b"}")
+    assert outcome(prepare, [path], tmp_path / "cache") == expected
+    assert place.read_bytes() == whole
+    assert len(caches(tmp_path / "cache")) == 1
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = prefs(tmp_path / "a.jsonl")
+    real = cache.encode_block
+
+    def meanwhile(*args, **kwargs):
+        os.utime(path, (1, 1))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(cache, "encode_block", meanwhile)
+    with pytest.raises(ValueError, match=r"a\.jsonl: changed while it was read"):
+        prepare([path], tmp_path / "cache")
+    assert caches(tmp_path / "cache") == []
+
+
+def test_two_builders_of_the_same_cache_both_end_with_it(tmp_path, monkeypatch):
+    """The second is started, and finishes, in the middle of the first."""
+    path = prefs(tmp_path / "a.jsonl")
+    real, expected = cache.encode_block, outcome(plainly, [path])
+
+    def second(*args, **kwargs):
+        monkeypatch.setattr(cache, "encode_block", real)
+        assert outcome(prepare, [path], tmp_path / "cache") == expected
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(cache, "encode_block", second)
+    assert outcome(prepare, [path], tmp_path / "cache") == expected
+    assert len(caches(tmp_path / "cache")) == 1
+
+
+# The command
+
+
+def test_the_command_keeps_large_data_beside_the_run_and_small_data_nowhere(tmp_path, capsys, monkeypatch):
+    path = prefs(tmp_path / "a.jsonl")
+    argv = ["--data", str(path), "--out", str(tmp_path / "runs" / "x"), "--max-length", "12", "--eval-fraction", "0.4"]
+    small = [list(part) for part in train.prepare(argv)[2]]
+    shown = capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setattr(cache, "prepare_pairs", lambda *args: prepare_pairs(*args, small=0))
+    large = [list(part) for part in train.prepare(argv)[2]]
+    assert large == small
+    assert capsys.readouterr().out == shown
+    assert len(caches(tmp_path / "runs" / "cache")) == 1
+    preferences = load_preferences([str(path)])[0]
+    assert large[:2] == [tokenize(part, BYTES, 12)[0] for part in split_preferences(preferences, 0.4, 0)]
+
+
+def test_progress_says_nothing_of_what_is_quick_and_then_how_far_it_is(capsys):
+    progress = Progress(1000, tokenized=True)
+    progress.show(10, 1)
+    progress.close()
+    assert capsys.readouterr().out == ""
+    progress.next = progress.start
+    for position in (250, 500):
+        progress.show(position, 5000)
+    assert capsys.readouterr().out.startswith("data: 5,000 rows tokenized, 25%, 0:00 left\n")
+    assert capsys.readouterr().out == ""
+    progress.live, progress.next = True, progress.start
+    progress.show(0, 5000)
+    progress.close()
+    assert capsys.readouterr().out == "\r\x1b[Kdata: 5,000 rows tokenized\r\x1b[K"
+
+
+def test_a_preference_of_a_row_number_keeps_it():
+    """The workers use `source` for the line's number; the plain functions must not look into it."""
+    (pair,), _, _ = tokenize([Preference("x", "y", "z", source=7)], BYTES, 12)
+    assert pair.source == 7
