@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 LAYER_NORM_EPSILON = 1e-5
 
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x, mask=None, write_cache=None):
-        """X (B, T, C) → (B, T, C); mask (B, 1, T, S) boolean or None for causal."""
+        """X (B, T, C) → (B, T, C); mask (B, 1, T, S), boolean or added to the scores, or None for causal."""
         B, T, C = x.shape
         heads = (B, T, self.n_head, C // self.n_head)
         q, k, v = (z.view(heads).transpose(1, 2) for z in self.c_attn(x).split(C, dim=-1))  # (B, nh, T, hs)
@@ -114,6 +115,7 @@ class GPT(nn.Module):
     def __init__(self, config, generator=None):
         super().__init__()
         self.config = config
+        self.checkpoint_activations = False  # True: keep only each block's input, and compute the rest again backwards
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -135,7 +137,7 @@ class GPT(nn.Module):
 
         Args:
             tokens: (B, T) token ids.
-            positions: (B, T) or (T,) index of each token's learned position; default 0..T−1.
+            positions: (B, T) or (T,) index of each token's learned position, below block_size; default 0..T−1.
             mask: boolean, (T, T) or (B, T, T): True where the token in row q of the mask may attend to
                 the token in column k, on top of causality; every token should see itself. Default: causal.
             cache: a `KVCache`; tokens then attend to every cached position up to their own, `mask` is unused.
@@ -143,14 +145,14 @@ class GPT(nn.Module):
         Returns: (B, T, C).
 
         Raises:
-            ValueError: tokens are not (B, T), longer than block_size, or `mask` has another shape.
+            ValueError: tokens are not (B, T), longer than block_size without `positions`, or `mask` has another shape.
         """
         if tokens.dim() != 2:
             raise ValueError(f"GPT: tokens must be (B, T), got {tuple(tokens.shape)}")
-        B, T = tokens.shape
-        if self.config.block_size < T:
-            raise ValueError(f"GPT: {T} tokens exceed block_size {self.config.block_size}")
+        B, T, device = *tokens.shape, tokens.device.type
         if positions is None:
+            if self.config.block_size < T:
+                raise ValueError(f"GPT: {T} tokens exceed block_size {self.config.block_size}")
             positions = torch.arange(T, device=tokens.device)
         if cache is not None:
             positions = positions.expand(B, T)
@@ -161,10 +163,16 @@ class GPT(nn.Module):
                 raise ValueError(f"GPT: mask must be boolean (T,T) or (B,T,T), got {mask.dtype} {tuple(mask.shape)}")
             causal = torch.ones(T, T, dtype=torch.bool, device=tokens.device).tril()
             mask = (mask & causal).expand(B, T, T)[:, None]  # (B, 1, T, T)
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.wte.weight.dtype
+            scores = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+            mask = scores.masked_fill_(~mask, -math.inf)  # what attention would make of it in every layer
         x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
         for layer, block in enumerate(self.h):
             write_cache = cache and (lambda k, v, layer=layer: cache.write(layer, positions, k, v))
-            x = block(x, mask, write_cache)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, write_cache, use_reentrant=False)
+            else:
+                x = block(x, mask, write_cache)
         return self.ln_f(x)
 
     def logits(self, hidden):

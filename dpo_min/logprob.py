@@ -44,3 +44,58 @@ def check_scoring(logits, tokens, loss_mask, reduce):
         raise ValueError(f'sequence_logprobs: reduce must be "sum" or "mean", got {reduce!r}')
     if reduce == "mean" and not loss_mask.any(dim=-1).all():
         raise ValueError('sequence_logprobs: reduce="mean" needs a scored token in every row')
+
+
+def token_logprobs(hidden, head, targets, elements=2**24):
+    """Log softmax(hidden · headᵀ)[target] of each row, (S,) float32 at least: the fast form, which keeps no logits.
+
+    It holds at most `elements` logits at a time, a slice of the vocabulary for all rows, in value and gradient
+    equal to the definition's. Under autocast the two products are in its dtype and the rest in float32.
+
+    Args: hidden (S, C), the states that predict; head (V, C); targets (S,) token ids.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+        hidden, head = (x.to(torch.get_autocast_dtype(device)) for x in (hidden, head))
+    with torch.autocast(device, enabled=False):
+        return TokenLogprobs.apply(hidden, head, targets, max(1, elements // max(1, len(hidden))))
+
+
+class TokenLogprobs(torch.autograd.Function):
+    """z = hidden · headᵀ,  log p = z_target − log Σ_v e^{z_v};  below it  ∂ log p/∂z = one-hot(target) − softmax(z)."""
+
+    @staticmethod
+    def forward(ctx, hidden, head, targets, width):
+        """Slice by slice, the sum so far and the target's score where the slice has it."""
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        log_sum = hidden.new_full(targets.shape, -torch.inf, dtype=dtype)  # (S,)
+        z_target, here = torch.zeros_like(log_sum), targets
+        for part in head.split(width):
+            z = (hidden @ part.T).to(dtype)  # (S, width)
+            log_sum = torch.logaddexp(log_sum, z.logsumexp(dim=-1))
+            place, inside = locate(here, part)
+            z_target = torch.where(inside, z.gather(1, place).squeeze(1), z_target)
+            here = here - len(part)  # counted from the next slice's first token
+        ctx.save_for_backward(hidden, head, targets, log_sum)
+        ctx.width = width
+        return z_target - log_sum
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """Gradients of hidden and head; the softmax is made again, slice by slice, and never stored."""
+        hidden, head, here, log_sum = ctx.saved_tensors
+        d_hidden, d_head = torch.zeros_like(hidden, dtype=log_sum.dtype), torch.empty_like(head)
+        for part, d_part in zip(head.split(ctx.width), d_head.split(ctx.width), strict=True):
+            z = (hidden @ part.T).to(log_sum.dtype)  # (S, width)
+            d_z = z.sub_(log_sum[:, None]).exp_().mul_(-gradient[:, None])  # −softmax
+            place, inside = locate(here, part)
+            d_z = d_z.scatter_add_(1, place, torch.where(inside, gradient, 0.0)[:, None]).to(hidden.dtype)
+            d_hidden += d_z @ part
+            torch.mm(d_z.T, hidden, out=d_part)
+            here = here - len(part)
+        return d_hidden.to(hidden.dtype), d_head, None, None
+
+
+def locate(targets, part):
+    """The column of each target in a slice, (S, 1), and whether it lies there at all, (S,)."""
+    return targets.clamp(0, len(part) - 1)[:, None], (targets >= 0) & (targets < len(part))

@@ -1,57 +1,98 @@
-"""`TokenizedPair`s → `Batch`: token ids side by side in one rectangle, and which of them are scored."""
+"""`TokenizedPair`s → `Batch`: one row per pair, in which the prompt stands once and the two answers never meet."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import accumulate
 
 import torch
 
-from dpo_min.logprob import sequence_logprobs
+from dpo_min.logprob import token_logprobs
+
+PADDING, PROMPT, CHOSEN, REJECTED = range(-1, 3)
+WINDOW = 128  # pairs that are sorted by length together: of real dialogues less than a tenth is then padding
+SHARE = 8  # and no more than an eighth of the data, or every epoch would have the same pairs in a step
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B pairs as 2B rows: the B chosen rows first, then the B rejected rows in the same order (for SFT, no rejected).
+    """B pairs as B rows [prompt | chosen | rejected | padding]; for SFT the rejected part is empty.
 
-    Rows are padded on the right, where causal attention keeps the padding out of every real token, so
-    neither an attention mask nor positions are needed. Which tokens are scored comes from lengths, never
-    from ids: the padding id is a real token elsewhere.
+        row        what is your name ? | Ann ⏹ | Do I know you ? ⏹
+        positions  0    1  2    3    4   5   6   5  6 7    8   9 10
+
+    Positions go on after the prompt for both answers, and `mask` keeps each from seeing the other, so that a row
+    holds exactly what two padded rows would. S tokens are scored, those of all chosen completions first; what
+    is scored comes from lengths, never from ids, as the padding's id is a real token elsewhere.
     """
 
-    tokens: torch.Tensor  # (2B, T)
-    loss_mask: torch.Tensor  # (2B, T) boolean, True on completion tokens
+    tokens: torch.Tensor  # (B, T)
+    positions: torch.Tensor  # (B, T)
+    mask: torch.Tensor | None  # (B, T, T) boolean, on top of causality; None where no row has a rejected part
+    predictors: torch.Tensor  # (S,) index into the B·T places: the one before each scored token
+    targets: torch.Tensor  # (S,) the scored tokens
+    lengths: torch.Tensor  # (2B,) or (B,) scored tokens of each completion, chosen then rejected; stays on the CPU
 
     def to(self, device):
         """The same batch on another device."""
-        return Batch(self.tokens.to(device), self.loss_mask.to(device))
+        *tensors, lengths = (getattr(self, field.name) for field in fields(self))
+        return Batch(*(x if x is None else x.to(device, non_blocking=True) for x in tensors), lengths)
 
 
 def pack(pairs, chosen_only=False):
-    """Lay the pairs out as a `Batch`; `chosen_only` leaves out the rejected rows, as SFT does."""
-    rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
-    if not chosen_only:
-        rows += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
-    T = max(len(prompt) + len(completion) for prompt, completion in rows)
-    tokens = torch.zeros(len(rows), T, dtype=torch.long)
-    loss_mask = torch.zeros(len(rows), T, dtype=torch.bool)
-    for i, (prompt, completion) in enumerate(rows):
-        start, end = len(prompt), len(prompt) + len(completion)
-        tokens[i, :end] = torch.tensor(prompt + completion)
-        loss_mask[i, start:end] = True
-    return Batch(tokens, loss_mask)
+    """Lay the pairs out as a `Batch`; `chosen_only` leaves the rejected answers out, as SFT does.
+
+    Raises:
+        ValueError: a prompt is empty, so that nothing would predict an answer's first token.
+    """
+    parts = [(p.prompt_ids, p.chosen_ids, [] if chosen_only else p.rejected_ids) for p in pairs]
+    if not all(prompt for prompt, *_ in parts):
+        raise ValueError("the prompt must have at least one token, got none")
+    B, T = len(parts), max(sum(map(len, part)) for part in parts)
+    tokens, positions = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long)
+    segments = torch.full((B, T), PADDING)
+    predictors, targets = ([], []), ([], [])
+    for i, (prompt, chosen, rejected) in enumerate(parts):
+        x, c, end = accumulate((len(prompt), len(chosen), len(rejected)))
+        tokens[i, :end] = torch.tensor([*prompt, *chosen, *rejected])
+        positions[i, :c], positions[i, c:end] = torch.arange(c), torch.arange(x, x + end - c)
+        segments[i, :x], segments[i, x:c], segments[i, c:end] = PROMPT, CHOSEN, REJECTED
+        for side, first, ids in ((0, x, chosen), (1, c, rejected)):
+            if ids:  # the prompt's last token predicts the first of either
+                predictors[side].extend(i * T + place for place in (x - 1, *range(first, first + len(ids) - 1)))
+                targets[side].extend(ids)
+    lengths = [len(part[1]) for part in parts] + ([] if chosen_only else [len(part[2]) for part in parts])
+    query, key = segments[:, :, None], segments[:, None, :]
+    mask = None if chosen_only else (query == key) | (key == PROMPT)  # (B, T, T)
+    flat = (torch.tensor(a + b) for a, b in (predictors, targets))
+    return Batch(tokens, positions, mask, *flat, torch.tensor(lengths))
 
 
 def batch_logps(model, batch, reduce="sum"):
-    """Log π(y|x) of every row, (2B,) or (B,), by the definition in logprob.py: the whole path through the model."""
-    logits = model.logits(model(batch.tokens))  # (2B, T, V)
-    return sequence_logprobs(logits, batch.tokens, batch.loss_mask, reduce)
+    """Log π(y|x) of every completion, (2B,): chosen, then rejected; or (B,). The whole path through the model.
+
+    Equal to `sequence_logprobs` of padded rows; only scored positions meet the vocabulary. "mean" is per token.
+    """
+    hidden = model(batch.tokens, batch.positions, batch.mask)  # (B, T, C)
+    logps = token_logprobs(hidden.flatten(0, 1)[batch.predictors], model.wte.weight, batch.targets)  # (S,)
+    total = torch.stack([part.sum() for part in logps.split(batch.lengths.tolist())])  # (2B,)
+    return total / batch.lengths.to(total.device) if reduce == "mean" else total
 
 
 def batches(pairs, batch_size, seed):
     """Yield the pairs of each step for ever: every epoch takes each pair once and ends with what is left.
 
-    Within a step they are sorted by length, so that micro-batches hold little padding.
+    The pairs are shuffled; those of some steps at a time are sorted by length and cut into steps, and the steps
+    are shuffled again.
     """
     generator = torch.Generator().manual_seed(seed)
+    lengths = pairs.num_tokens if hasattr(pairs, "num_tokens") else [pair.num_tokens for pair in pairs]
     while True:
         order = torch.randperm(len(pairs), generator=generator).tolist()
-        for start in range(0, len(order), batch_size):
-            yield sorted((pairs[i] for i in order[start : start + batch_size]), key=lambda pair: pair.num_tokens)
+        whole = len(order) - len(order) % batch_size
+        steps, size = [], batch_size * max(1, min(WINDOW, whole // SHARE) // batch_size)
+        for start in range(0, whole, size):
+            window = sorted(order[start : min(start + size, whole)], key=lengths.__getitem__)
+            steps += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+        steps = [steps[i] for i in torch.randperm(len(steps), generator=generator)]
+        for step in [*steps, sorted(order[whole:], key=lengths.__getitem__)]:
+            if step:
+                yield [pairs[i] for i in step]

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpo_min.data import TokenizedPair
-from dpo_min.exact import enumerate_completions
-from dpo_min.logprob import sequence_logprobs
+from dpo_min.exact import enumerate_completions, rectangle
+from dpo_min.logprob import sequence_logprobs, token_logprobs
 from dpo_min.packing import batch_logps, pack
 from dpo_min.preference import margin
 
@@ -88,8 +89,7 @@ def test_inputs_stay_as_they_are_and_a_second_call_agrees(arguments, reduce):
 def total_probability(model, prompt, length, gather):
     """Σ_y exp(gather) over every completion y, each followed by at least one token of padding."""
     ys = [list(y) for y in [*enumerate_completions(5, END, length), [0] * (length + 1)]]
-    batch = pack([TokenizedPair(prompt, y, y) for y in ys], chosen_only=True)
-    tokens, loss_mask = batch.tokens[:-1], batch.loss_mask[:-1]  # the last row was there to make room for the padding
+    tokens, loss_mask = (x[:-1] for x in rectangle(prompt, ys))  # the last row was there to make room for the padding
     return gather(model.logits(model(tokens)), tokens, loss_mask).exp().sum().item()
 
 
@@ -131,12 +131,12 @@ def test_the_probabilities_of_a_wrong_gatherer_do_not_sum_to_one(tiny_gpt, name)
 def test_padding_changes_neither_the_log_probability_nor_the_gradient(tiny_gpt, pair, padding):
     """Kills: masks made as `ids != pad`, which lose the real end-of-text or score the padding."""
     model, results = copy.deepcopy(tiny_gpt).requires_grad_(), []
-    batch = pack([pair])
-    width = max(len(pair.chosen_ids), len(pair.rejected_ids)) + len(pair.prompt_ids)
+    rows, scored = rectangle(pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids])
+    width = rows.shape[1]
     pad = torch.tensor(padding, dtype=torch.long).expand(2, -1)[:, : model.config.block_size - width]
-    for tokens in (batch.tokens, torch.cat([batch.tokens, pad], -1)):
+    for tokens in (rows, torch.cat([rows, pad], -1)):
         loss_mask = torch.zeros_like(tokens, dtype=torch.bool)
-        loss_mask[:, :width] = batch.loss_mask
+        loss_mask[:, :width] = scored
         logps = sequence_logprobs(model.logits(model(tokens)), tokens, loss_mask)
         results.append((logps, *torch.autograd.grad(logps.sum(), list(model.parameters()))))
     for bare, padded in zip(*results, strict=True):
@@ -173,16 +173,6 @@ def test_the_logits_after_the_last_token_have_no_influence(arguments):
     assert torch.equal(logps, sequence_logprobs(logits, tokens, loss_mask))
     (gradient,) = torch.autograd.grad(logps.sum(), damaged)
     assert (gradient[:, -1] == 0).all()
-
-
-@given(st.lists(pairs, min_size=1, max_size=3), st.sampled_from(["sum", "mean"]))
-def test_a_rows_log_probability_does_not_depend_on_the_batch(tiny_gpt, batch, reduce):
-    """Kills: rejected rows before chosen rows; a row scored to the end of the longest."""
-    alone = [batch_logps(tiny_gpt, pack([pair]), reduce) for pair in batch]  # each (2,): chosen, rejected
-    assert_same(batch_logps(tiny_gpt, pack(batch), reduce), torch.stack(alone).T.reshape(-1))
-    assert_same(
-        batch_logps(tiny_gpt, pack(batch, chosen_only=True), reduce), torch.stack([chosen for chosen, _ in alone])
-    )
 
 
 def perturbed(model, seed):
@@ -236,12 +226,208 @@ def test_half_precision_logits_are_summed_in_float32(seed, dtype, autocast):
 
 def test_a_model_under_autocast_is_scored_in_float32(tiny_gpt):
     """Kills: `sequence_logprobs` run in autocast's dtype."""
-    model, batch = copy.deepcopy(tiny_gpt).float(), pack([TokenizedPair([0, 1], [2, 3, 1, 0, 2, END], [3, END])])
+    model, (tokens, loss_mask) = copy.deepcopy(tiny_gpt).float(), rectangle([0, 1], [[2, 3, 1, 0, 2, END], [3, END]])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model.logits(model(batch.tokens))
-        logps = batch_logps(model, batch)
+        logits = model.logits(model(tokens))
+        logps = sequence_logprobs(logits, tokens, loss_mask)
     assert (logits.dtype, logps.dtype) == (torch.bfloat16, torch.float32)
-    torch.testing.assert_close(logps.double(), naive(logits, batch.tokens, batch.loss_mask), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logps.double(), naive(logits, tokens, loss_mask), rtol=0, atol=1e-4)
+
+
+# ---- the fast form, without logits ----
+
+
+@st.composite
+def predictions(draw, dtype=torch.float64):
+    """(hidden, head, targets) of any small shape, S = 0 included, and any scale; targets repeat as chance has it."""
+    S, C, V = draw(st.tuples(st.integers(0, 6), st.integers(1, 4), st.integers(1, 7)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    hidden = draw(st.sampled_from([0.0, 1.0, 30.0])) * torch.randn(S, C, generator=generator, dtype=torch.float64)
+    head = torch.randn(V, C, generator=generator, dtype=torch.float64)
+    return hidden.to(dtype), head.to(dtype), torch.randint(V, (S,), generator=generator)
+
+
+def full_logprobs(hidden, head, targets):
+    """The definition: all the logits at once."""
+    return (hidden @ head.T).log_softmax(dim=-1).gather(-1, targets[:, None]).squeeze(-1)
+
+
+def value_and_gradients(function, hidden, head, targets, upstream):
+    """Log-probabilities and the gradients of hidden and head, of leaves of their own."""
+    leaves = [x.detach().clone().requires_grad_() for x in (hidden, head)]
+    logps = function(*leaves, targets)
+    return logps.detach(), *torch.autograd.grad(logps, leaves, upstream)
+
+
+UPSTREAM = st.lists(st.sampled_from([0.0, 1.0, -0.5, 3.0]), min_size=6, max_size=6)
+EIGHT = torch.arange(8, dtype=torch.float64)
+
+
+@given(predictions(), UPSTREAM, st.integers(1, 7))
+@example((EIGHT[:, None], EIGHT[:7, None] - 3, torch.tensor([0, 6, 6, 2, 2, 2, 3, 4])), [1.0, 0, -2, 3, 4, 5, 6, 7], 3)
+@example((torch.zeros(0, 2).double(), torch.ones(3, 2).double(), torch.zeros(0, dtype=torch.long)), [], 2)
+@example((EIGHT[None], EIGHT[None], torch.tensor([0])), [1.0], 1)
+def test_token_logprobs_have_value_and_gradients_of_the_full_softmax(arguments, upstream, width):
+    """Kills: a target looked up in the wrong slice, at its border, or twice; a softmax normalised by its slice."""
+    S = len(arguments[0])
+    upstream = torch.tensor(upstream, dtype=torch.float64)[:S]
+    fast = lambda *x: token_logprobs(*x, elements=width * max(1, S))  # noqa: E731
+    ours, theirs = (value_and_gradients(f, *arguments, upstream) for f in (fast, full_logprobs))
+    for mine, full in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, full, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("elements", [0, *range(1, 5 * 9 + 2), 2**24])
+def test_no_width_of_slices_changes_a_value_or_a_gradient(elements):
+    """Kills: a last slice that is shorter and is dropped, or whose gradients are written to another's rows."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (5, 9))
+    targets, upstream = torch.tensor([0, 8, 4, 4, 3]), torch.tensor([1.0, 0, -2, 0.5, 3], dtype=torch.float64)
+    fast = lambda *x: token_logprobs(*x, elements=elements)  # noqa: E731
+    ours, theirs = (value_and_gradients(f, hidden, head, targets, upstream) for f in (fast, full_logprobs))
+    for mine, full in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, full, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=20)
+@given(predictions(), st.integers(1, 50))
+def test_the_handwritten_gradient_is_the_difference_quotient(arguments, elements):
+    """Kills: a backward and a forward that agree with each other's mistakes. (Scores of hundreds have no quotient.)"""
+    hidden, head, targets = arguments
+    leaves = [(x / max(1, x.abs().max()) if x.numel() else x).requires_grad_() for x in (hidden, head)]
+    assert torch.autograd.gradcheck(lambda *x: token_logprobs(*x, targets, elements), leaves)
+
+
+@pytest.mark.parametrize("needed", [(True, False), (False, True)])
+def test_either_gradient_can_be_asked_for_alone(needed):
+    """Kills: a backward that counts on both, as where the embedding is frozen."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (5, 9)]
+    targets, both = torch.tensor([0, 8, 4, 4, 3]), []
+    for function in (token_logprobs, full_logprobs):
+        leaves = [x.clone().requires_grad_(need) for x, need in zip(inputs, needed, strict=True)]
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        both.append(torch.autograd.grad(function(*leaves, targets).sum(), wanted)[0])
+    torch.testing.assert_close(*both, rtol=1e-10, atol=1e-10)
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the elements of every tensor that an operation returns."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (list, tuple)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(getattr(self, "largest", 0), tensor.numel())
+                self.operations = [*getattr(self, "operations", []), str(func)]
+        return result
+
+
+def largest_tensor(function, hidden, head, targets):
+    """The elements of the largest tensor that is made in forward and backward, and the operations of both."""
+    leaves = [x.detach().requires_grad_() for x in (hidden, head)]
+    with Sizes() as sizes:
+        torch.autograd.grad(function(*leaves, targets).sum(), leaves)
+    return sizes.largest, sizes.operations
+
+
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 90), st.integers(1, 4000))
+@example(40, 3, 90, 400)
+@example(1, 1, 90, 1)
+def test_no_tensor_is_larger_than_the_slice_or_an_input(S, C, V, elements):
+    """Kills: logits, their softmax or a one-hot target kept whole; a graph through the slices, which keeps them all."""
+    hidden, head, targets = torch.ones(S, C), torch.ones(V, C), torch.arange(S) % V
+    slices = -(-V // max(1, elements // S))
+    largest, operations = largest_tensor(lambda *x: token_logprobs(*x, elements), hidden, head, targets)
+    assert largest <= max(elements, hidden.numel(), head.numel())
+    assert sum("mm" in name for name in operations) == 4 * slices  # the logits, the logits again, two gradients
+
+
+def test_the_definition_does_make_all_the_logits():
+    """The measure of the test above, on what it must find too large."""
+    largest, _ = largest_tensor(full_logprobs, torch.ones(40, 3), torch.ones(90, 3), torch.arange(40))
+    assert largest == 40 * 90
+
+
+@given(predictions(), st.integers(1, 50))
+def test_the_fast_form_leaves_its_inputs_as_they_are(arguments, elements):
+    """Kills: a slice of the head's gradient, or of the logits, written into an input; targets counted down in place."""
+    before, upstream = [x.clone() for x in arguments], torch.ones(len(arguments[0]), dtype=torch.float64)
+    kept = upstream.clone()
+    for x in arguments[:2]:
+        x.requires_grad_()
+    logps = token_logprobs(*arguments, elements)
+    first = torch.autograd.grad(logps, arguments[:2], upstream, retain_graph=True)
+    assert all(map(torch.equal, first, torch.autograd.grad(logps, arguments[:2], upstream)))
+    assert all(map(torch.equal, [*arguments, upstream], [*before, kept]))
+
+
+@given(predictions(torch.float32), UPSTREAM, st.integers(1, 50))
+def test_in_float32_the_fast_form_is_the_definition_to_its_rounding(arguments, upstream, elements):
+    """Kills: a sum over the vocabulary of exponentials that are not shifted by their largest."""
+    hidden, head, targets = arguments
+    upstream = torch.tensor(upstream)[: len(hidden)]
+    logps, *gradients = value_and_gradients(lambda *x: token_logprobs(*x, elements), *arguments, upstream)
+    assert {x.dtype for x in (logps, *gradients)} == {torch.float32}
+    exact, *slopes = value_and_gradients(full_logprobs, hidden.double(), head.double(), targets, upstream.double())
+    torch.testing.assert_close(logps.double(), exact, rtol=1e-5, atol=1e-4)
+    for mine, slope in zip(gradients, slopes, strict=True):
+        torch.testing.assert_close(mine.double(), slope, rtol=1e-3, atol=1e-3)
+
+
+@given(predictions(torch.float32), UPSTREAM, st.integers(1, 50))
+def test_under_autocast_the_products_are_bfloat16_and_all_else_float32(arguments, upstream, elements):
+    """Kills: log-softmax, sum or result in bfloat16.
+
+    Its products are rounded by 1/256 at most, which moves log p by no more than r + r, r = max |z|/256, a probability
+    by the factor e^{2r}, and ∂/∂z, partial sums and sum once more each.
+    """
+    hidden, head, targets = arguments
+    upstream = torch.tensor(upstream)[: len(hidden)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        leaves = [x.clone().requires_grad_() for x in (hidden, head)]
+        logps = token_logprobs(*leaves, targets, elements)
+    gradients = torch.autograd.grad(logps, leaves, upstream)
+    assert {x.dtype for x in (logps, *gradients)} == {torch.float32}
+    inputs = [x.bfloat16() for x in (hidden, head)]
+    doubles = [x.double() for x in inputs]
+    exact, *slopes = value_and_gradients(full_logprobs, *doubles, targets, upstream.double())
+    twice = (doubles[0] @ doubles[1].T).abs().amax(dim=-1) / 128  # (S,) 2r
+    assert ((logps - exact).abs() <= twice + 1e-4).all()
+    in_float32 = token_logprobs(*(x.float() for x in inputs), targets, elements)
+    assert ((logps - in_float32).abs() <= twice + 1e-4).all()
+    slack = upstream.abs() * (twice.expm1() + 8 / 256)  # (S,)
+    bounds = (slack * doubles[1].abs().max())[:, None], (slack * doubles[0].abs().amax(dim=-1)).sum()
+    for gradient, slope, bound in zip(gradients, slopes, bounds, strict=True):
+        assert ((gradient - slope).abs() <= bound + 1e-4).all()
+
+
+def test_even_slices_of_one_token_make_no_tensor_of_all_logits():
+    """Kills: what is kept of each slice until the last, where the slices are as many as the vocabulary's tokens."""
+    largest, _ = largest_tensor(
+        lambda *x: token_logprobs(*x, elements=40), torch.ones(40, 3), torch.ones(90, 3), torch.arange(40)
+    )
+    assert largest <= 3 * 90
+
+
+def test_under_autocast_no_token_is_more_than_certain():
+    """Kills: log p > 0: the target's score taken in another precision than the same score within log Σ e^z."""
+    hidden, head = torch.tensor([[100.0, 0.1875]]), torch.tensor([[1.0, 1.0], [-1.0, 0.0]])  # z = 100.1875 and −100
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert token_logprobs(hidden, head, torch.tensor([0])) <= 0
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch.compile itself
+def test_the_fast_form_may_be_compiled():
+    """Kills: a forward or a backward that a graph traces as something else."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (5, 9))
+    targets, upstream = torch.tensor([0, 8, 4, 4, 3]), torch.tensor([1.0, 0, -2, 0.5, 3], dtype=torch.float64)
+    compiled = torch.compile(token_logprobs, backend="aot_eager")
+    ours = value_and_gradients(lambda *x: compiled(*x, elements=20), hidden, head, targets, upstream)
+    theirs = value_and_gradients(full_logprobs, hidden, head, targets, upstream)
+    for mine, full in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, full, rtol=1e-10, atol=1e-10)
 
 
 # ---- errors ----
