@@ -3,11 +3,15 @@
 import argparse
 import difflib
 import math
+import os
 import sys
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin
+
+from dpo_min.cache import read_json
+from dpo_min.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,72 @@ def check_out(directory, resume):
         raise ValueError(f"--resume: --out {directory} holds no run")
 
 
+def resolve_lengths(config):
+    """Fill in the lengths that are not given; returns the tokenizer. The models themselves need PyTorch, and wait.
+
+    Raises:
+        ValueError: the tokenizer, the lengths and the models' config.json do not go together.
+    """
+    sizes = {}  # name → (token ids, positions) that the model knows
+    if config.init:
+        sizes["policy"] = model_sizes(config.init)
+        if config.loss_type != "sft":
+            sizes["reference"] = model_sizes(config.reference or config.init)
+        tokenizer = load_tokenizer(config.tokenizer or config.init)
+    else:
+        tokenizer = load_tokenizer(config.tokenizer or "bytes")
+        config.block_size = config.block_size or config.max_length or 512
+        sizes["policy"] = tokenizer.vocab_size, config.block_size
+    config.max_length = config.max_length or min(512, sizes["policy"][1])
+    config.max_prompt_length = config.max_prompt_length or config.max_length // 2
+    if config.max_prompt_length >= config.max_length:
+        raise ValueError(f"--max-prompt-length must stay below --max-length, which is {config.max_length}")
+    for name, (known, positions) in sizes.items():
+        if tokenizer.vocab_size > known:
+            raise ValueError(f"--tokenizer makes {tokenizer.vocab_size} token ids, the {name} knows only {known}")
+        if config.max_length > positions:
+            raise ValueError(f"--max-length {config.max_length}: the {name} has only {positions} positions")
+    return tokenizer
+
+
+def model_sizes(directory):
+    """(token ids, positions) by a model directory's config.json; `load_model` checks the rest of it."""
+    path = directory / "config.json"
+    config = read_json(path)
+    for key in ("vocab_size", "n_positions"):
+        if type(config.get(key)) is not int:
+            raise ValueError(f"{path}: {key} is {config.get(key)!r}, not a whole number")
+    return config["vocab_size"], config["n_positions"]
+
+
 def stop(message, code=2):
     """End the program: the message on standard error, one line after the program's name."""
-    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    if first_to_fail():
+        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def first_to_fail():
+    """Whether no other of torchrun's processes on this machine ended with an error before: one message is enough.
+
+    The first one leaves a mark in the directory that torchrun makes for a run and removes after it.
+    """
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return True
+    mark = Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1] / "stopped"
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def print_once():
+    """Of torchrun's processes, let the first alone print."""
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def processes():
+    """The number of processes that torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

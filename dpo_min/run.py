@@ -1,8 +1,8 @@
 """The run directory, and what else of a run is not mathematics: device, metrics, progress, checkpoint, signals."""
 
+import ctypes
 import importlib
 import json
-import pickle
 import platform
 import signal
 import sys
@@ -11,8 +11,11 @@ from pathlib import Path
 
 import torch
 
-from dpo_min.options import stop
+from dpo_min import distributed
+from dpo_min.options import first_to_fail, processes, stop
 from dpo_min.weights import read_json, save_model, write_atomically
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def choose_device(device, dtype):
@@ -22,6 +25,8 @@ def choose_device(device, dtype):
         ValueError: the machine does not have the device.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if processes() > 1:
+        del there["mps"]  # it has nothing to talk to other processes with
     if device == "auto":
         device = next(name for name in there if there[name])
     if not there[device]:
@@ -32,14 +37,34 @@ def choose_device(device, dtype):
     return device, getattr(torch, dtype)
 
 
+def keep_heap():
+    """Tell glibc to keep large freed blocks for the next step: giving them back costs a zero fill a step.
+
+    Linux's C library only; elsewhere nothing happens.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            libc.mallopt(parameter, 2**31 - 1)
+
+
 def open_run(directory, settings):
     """Make a run directory with its config.json; where it holds one already, check that it is of the same run.
 
     Args: settings, name → value: everything that determines the run.
 
+    Of several processes the first does it; the others wait.
+
     Raises:
         ValueError: the directory cannot be made, or its run was begun with other settings.
     """
+    if distributed.rank() == 0:
+        check_or_write(directory, settings)
+    distributed.barrier()
+
+
+def check_or_write(directory, settings):
+    """`open_run` in the first process."""
     path = Path(directory) / "config.json"
     settings = json.loads(json.dumps(settings, default=str))
     if path.exists():
@@ -61,10 +86,16 @@ def open_run(directory, settings):
 
 
 def save_model_directory(model, tokenizer, directory):
-    """A model with its tokenizer's files: what `train.py --init` and `sample.py --model` take."""
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    tokenizer.save(directory)
-    save_model(model, directory, tokenizer.end_of_text)  # config.json comes last: with it the directory is whole
+    """A model with its tokenizer's files: what `train.py --init` and `sample.py --model` take.
+
+    Every process must take part; the first writes, and none goes on before it has.
+    """
+    model = distributed.gather(model)
+    if model:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        tokenizer.save(directory)
+        save_model(model, directory, tokenizer.end_of_text)  # config.json comes last: with it the directory is whole
+    distributed.barrier()
 
 
 class Totals(dict):
@@ -73,10 +104,16 @@ class Totals(dict):
     def add(self, metrics, loss_sum):
         """Add name → (B,) metrics, and the sum of the losses, a scalar."""
         for name, values in (metrics | {"loss": loss_sum}).items():
-            self[name] = self.get(name, 0.0) + values.detach().sum(dtype=torch.float32).item()
+            dtype = torch.promote_types(values.dtype, torch.float32)
+            self[name] = self.get(name, 0.0) + values.detach().sum(dtype=dtype).item()
 
     def count(self, pairs, denominator, chosen_only):
-        """Count what was added: pairs, what the loss is a mean over (pairs, or tokens), and tokens seen."""
+        """Count what was added: pairs, what the loss is a mean over (pairs, or tokens), and tokens seen.
+
+        Several processes add their shares, but each sees all of a step's pairs: the first counts them.
+        """
+        if distributed.rank():
+            return
         tokens = sum(p.num_tokens - chosen_only * len(p.rejected_ids) for p in pairs)
         for name, number in (("pairs", len(pairs)), ("denominator", denominator), ("tokens", tokens)):
             self[name] = self.get(name, 0) + number
@@ -93,7 +130,8 @@ class Totals(dict):
 class Log:
     """metrics.jsonl for machines and a line for people: it rewrites itself on a terminal, and is plain in a pipe.
 
-    A resumed run first drops the lines that it is about to write again.
+    A resumed run first drops the lines that it is about to write again. Of several processes the first writes the
+    file; `dpo_min.options.print_once` keeps the others from printing.
     """
 
     SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}  # noqa: RUF012
@@ -101,25 +139,32 @@ class Log:
     def __init__(self, directory, label, steps, epoch_steps, first=0):
         """A run of `steps` steps, `epoch_steps` to the epoch, that begins or goes on after step `first`."""
         self.path = Path(directory) / "metrics.jsonl"
+        self.label, self.steps, self.epoch_steps, self.first = label, steps, epoch_steps, first
+        self.live, self.text = sys.stdout.isatty(), ""
+        self.start = self.last = time.perf_counter()
+        if distributed.rank() == 0:
+            self.begin(first)
+
+    def begin(self, first):
+        """The file, empty or with the lines that were earned by step `first`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if first and self.path.exists() else []
         with write_atomically(self.path) as file:
             for line in lines:
                 if line.endswith("\n") and earned(line, first):
                     file.write(line.encode())
-        self.label, self.steps, self.epoch_steps, self.first = label, steps, epoch_steps, first
-        self.live, self.text = sys.stdout.isatty(), ""
-        self.start = self.last = time.perf_counter()
 
     def write(self, split, step, totals, **more):
-        """Write and show the means of `totals`, which starts again; returns the line."""
+        """Write and show the means of `totals` over all processes; it starts again. Returns the line."""
+        totals.update(distributed.sums(totals))
         now = time.perf_counter()
         more["tokens_per_second"] = round(totals["tokens"] / (now - self.last), 1)
         pace = totals["pairs"] / (now - self.last)
         self.last = now
         line = {"split": split, "step": step, "epoch": round(step / self.epoch_steps, 4)} | totals.means() | more
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if distributed.rank() == 0:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         text = "  ".join(f"{short} {line[name]:.4f}" for name, short in self.SHOWN.items() if name in line)
         if split == "eval":
             self.show(step, f"held out: {text}", end="\n")
@@ -150,40 +195,6 @@ def earned(line, step):
         return False
 
 
-def save_checkpoint(directory, parts, state):
-    """Write checkpoint/step-N.pt, then remove the one before it: at any instant one is whole.
-
-    Args: parts, name → anything with a `state_dict`; state, plain numbers, `step` among them.
-    """
-    directory = Path(directory) / "checkpoint"
-    directory.mkdir(exist_ok=True)
-    path = directory / f"step-{state['step']:08d}.pt"
-    with write_atomically(path) as file:
-        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, file)
-    for old in directory.glob("step-*.pt"):
-        if old != path:
-            old.unlink()
-
-
-def load_checkpoint(directory, parts):
-    """Put the newest checkpoint into `parts` and return its state, or None where there is none.
-
-    It is read as plain tensors and numbers: nothing in it can execute.
-    """
-    paths = sorted((Path(directory) / "checkpoint").glob("step-*.pt"))
-    if not paths:
-        return None
-    try:
-        state = torch.load(paths[-1], map_location="cpu", weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(state.pop(name))
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise OSError(
-            f"{paths[-1]}: damaged, or of another model ({type(error).__name__}); it cannot be resumed"
-        ) from error
-    return state
-
-
 class Interrupt:
     """Ctrl-C and SIGTERM as a wish: the step is finished and saved first; a second Ctrl-C stops at once."""
 
@@ -207,6 +218,8 @@ class Interrupt:
 
 def draw_curves(directory):
     """curves.png, where matplotlib is installed; a run needs no picture to be complete."""
+    if distributed.rank():
+        return
     try:
         plots = importlib.import_module("dpo_min.tools.plots")
     except ImportError as error:
@@ -216,12 +229,23 @@ def draw_curves(directory):
 
 
 def guard(program, *arguments):
-    """Run a program's main function; what can go wrong in the middle of it becomes one line, exit code 1 or 130."""
+    """Run a program's main function; what can go wrong in the middle of it becomes one line, exit code 1 or 130.
+
+    Where one of several processes fails, the others fail in turn, because it no longer answers: they are silent.
+    """
     try:
-        return program(*arguments)
+        code = program(*arguments)
+        distributed.barrier()  # torchrun stops the others as soon as one ends with a code
+        return code
     except torch.OutOfMemoryError as error:
         stop(f"out of memory: lower --micro-batch-size or --max-length ({str(error).splitlines()[0]})", code=1)
     except (FloatingPointError, OSError) as error:
         stop(error, code=1)
     except KeyboardInterrupt:
         stop("stopped at once, by Ctrl-C", code=130)
+    except Exception:
+        if not first_to_fail():
+            sys.exit(1)
+        raise
+    finally:
+        distributed.end()

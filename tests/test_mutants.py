@@ -13,7 +13,8 @@ import pytest
 OBJECTIVE, PREFERENCE = "tests/test_objective.py::test_", "tests/test_preference.py::test_"
 LOSSES, GRADIENT = "tests/test_losses.py::test_", "tests/test_gradient.py::test_"
 LOGPROB, EXACT = "tests/test_logprob.py::test_", "tests/test_exact.py::test_"
-DATA, EVALUATE = "tests/test_data.py::test_", "tests/test_evaluate.py::test_"
+PACKING, REFERENCE = "tests/test_packing.py::test_", "tests/test_reference.py::test_"
+EVALUATE = "tests/test_evaluate.py::test_"
 GPT, GENERATE, TRAIN = "tests/test_gpt.py::test_", "tests/test_generate.py::test_", "tests/test_train.py::test_"
 
 BY_HAND = OBJECTIVE + "objective_and_optimum_worked_by_hand"
@@ -24,7 +25,8 @@ FAR_OUT = LOSSES + "value_and_slope_are_finite_and_equal_to_float64_far_out"
 GRADIENT_BY_HAND = GRADIENT + "weight_and_gradient_worked_by_hand"
 LOOP = LOGPROB + "the_sum_is_the_loop_over_tokens"
 TO_ONE = LOGPROB + "the_probabilities_of_all_completions_sum_to_one"
-BATCH = DATA + "a_batch_scores_every_completion_token_and_nothing_else"
+FUSED = LOGPROB + "token_logprobs_have_value_and_gradients_of_the_full_softmax"
+PACKED = PACKING + "a_packed_batch_has_the_log_probabilities_and_gradients_of_padded_rows"
 MOVES = TRAIN + "one_step_moves_the_policy_and_not_the_reference"
 MICRO = TRAIN + "micro_batches_of_any_sizes_give_the_gradient_and_metrics_of_the_full_batch"
 
@@ -275,22 +277,48 @@ MUTANTS = {
         LOGPROB + "the_mean_is_the_sum_over_the_number_of_scored_tokens",
     ),
     # What is scored
-    "end-of-text unscored": ("packing", "loss_mask[i, start:end]", "loss_mask[i, start : end - 1]", BATCH),
-    "the padding scored": ("packing", "loss_mask[i, start:end]", "loss_mask[i, start:]", BATCH),
-    "the prompt scored": ("packing", "loss_mask[i, start:end]", "loss_mask[i, 1:end]", BATCH),
-    "the first token unscored": ("packing", "loss_mask[i, start:end]", "loss_mask[i, start + 1 : end]", BATCH),
-    "the mask made from ids": ("packing", "[i, start:end] = True", "[i, start:] = tokens[i, start:] != 0", TO_ONE),
-    "rejected rows first": (
+    "end-of-text unscored": ("packing", "targets[side].extend(ids)", "targets[side].extend(ids[:-1] or ids)", PACKED),
+    "the first token unscored": ("packing", "(x - 1, *range(first,", "(x, *range(first,", PACKED),
+    "predicted by the token itself": (
         "packing",
-        "rows += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]",
-        "rows = [(pair.prompt_ids, pair.rejected_ids) for pair in pairs] + rows",
-        LOGPROB + "a_rows_log_probability_does_not_depend_on_the_batch",
+        "(x - 1, *range(first, first",
+        "(first, *range(first + 1, first",
+        PACKED,
     ),
+    "the rejected answer predicted by the chosen one": (
+        "packing",
+        "for place in (x - 1,",
+        "for place in (first - 1,",
+        PACKED,
+    ),
+    "the answers see each other": ("packing", "(query == key) | (key == PROMPT)", "(query >= key)", PACKED),
+    "the prompt unseen": ("packing", "(query == key) | (key == PROMPT)", "(query == key)", PACKED),
+    "positions that run on": ("packing", "torch.arange(x, x + end - c)", "torch.arange(c, end)", PACKED),
+    "the mean over all tokens of the batch": (
+        "packing",
+        "total / batch.lengths",
+        "total / batch.lengths.sum()",
+        PACKED,
+    ),
+    "rejected first": ("packing", "for a, b in (predictors", "for b, a in (predictors", PACKED),
     "the last pairs of an epoch dropped": (
         "packing",
-        "range(0, len(order), batch_size)",
-        "range(0, len(order) - batch_size + 1, batch_size)",
-        DATA + "each_epoch_takes_each_pair_once_and_ends_with_what_is_left",
+        "for step in [*steps, sorted(",
+        "for step in [*steps, [] and sorted(",
+        PACKING + "each_epoch_takes_each_pair_once_and_ends_with_what_is_left",
+    ),
+    # The fast form
+    "the softmax added": ("logprob", "mul_(-gradient[", "mul_(gradient[", FUSED),
+    "the softmax of a slice alone": ("logprob", "z.sub_(log_sum[:, None]).exp_()", "z.softmax(dim=-1)", FUSED),
+    "the target in every slice": ("logprob", "(targets >= 0) & (targets < len(part))", "(targets == targets)", FUSED),
+    "the last slice alone": ("logprob", "d_hidden += d_z @ part", "d_hidden = d_z @ part", FUSED),
+    "the normaliser forgotten": ("logprob", "return z_target - log_sum", "return z_target", FUSED),
+    # The stored reference
+    "a pair told by its prompt alone": (
+        "reference",
+        "*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids]",
+        "*pair.prompt_ids]",
+        REFERENCE + "two_pairs_share_a_number_where_all_their_ids_are_equal",
     ),
     # Everything exactly
     "completions that ended left out": (
@@ -363,8 +391,8 @@ MUTANTS = {
     # The step
     "the reference trained too": (
         "train",
-        "with torch.no_grad():\n            reference_logps",
-        "with torch.enable_grad():\n            self.reference.requires_grad_()\n            reference_logps",
+        "with torch.no_grad():\n                reference_logps",
+        "with torch.enable_grad():\n                self.reference.requires_grad_()\n                reference_logps",
         MOVES,
     ),
     "the policy as its own reference": (

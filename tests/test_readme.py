@@ -25,7 +25,7 @@ SMALL = {"PAIRS": "300", "SFT_STEPS": "3", "STEPS": "3", "PYTEST_ADDOPTS": "--co
 def copy(tmp_path_factory):
     """The project without its data and runs, with the interpreter that runs this test as its .venv."""
     copy = tmp_path_factory.mktemp("copy")
-    for name in ("dpo_min", "tests"):
+    for name in ("dpo_min", "tests", "docs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("train.py", "sample.py", "Makefile", "requirements.txt", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, copy / name)
@@ -88,6 +88,6 @@ def test_the_readme_is_short_and_tours_every_file():
 def test_the_flags_and_metrics_that_the_readme_names_exist():
     shown = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     sampler = subprocess.run([sys.executable, "sample.py", "--help"], cwd=ROOT, capture_output=True, text=True)
-    known = shown.stdout + sampler.stdout + " --pairs --help"
+    known = shown.stdout + sampler.stdout + " --pairs --help --nproc_per_node"
     for flag in set(re.findall(r"--[a-z][a-z-]+", README)):
         assert flag in known, flag

@@ -2,14 +2,17 @@
 
 import gzip
 import json
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -72,31 +75,31 @@ def init(tmp_path_factory, prefs):
 # --- the whole path ---------------------------------------------------------------------------------------------
 
 
-def test_the_command_makes_a_better_model_of_200_demo_pairs(tmp_path):
+def test_the_command_makes_a_better_model_of_1000_demo_pairs(tmp_path):
     """The held-out loss falls below log 2 and the reward that made the labels rises."""
     demo = pytest.importorskip("dpo_min.tools.demo", reason="the demo is deletable")
     generator = torch.Generator().manual_seed(0)
-    data = write(tmp_path / "prefs.jsonl", [demo.make_pair(generator) for _ in range(200)])
+    data = write(tmp_path / "prefs.jsonl", [demo.make_pair(generator) for _ in range(1000)])
     reviews = write(tmp_path / "reviews.jsonl", [demo.make_pair(generator, unlabelled=True) for _ in range(2000)])
     (tmp_path / "tokenizer").mkdir()
     demo.make_tokenizer().save(tmp_path / "tokenizer")
     out = tmp_path / "run"
     command = f"""{sys.executable} train.py --data {data} --sft-data {reviews} --tokenizer {tmp_path / "tokenizer"}
-        --out {out} --max-length 96 --n-layer 2 --n-embd 64 --sft-steps 250 --max-steps 40
-        --micro-batch-size 32 --eval-fraction 0.2 --eval-every 10"""
+        --out {out} --max-length 96 --n-layer 2 --n-embd 64 --sft-steps 250 --max-steps 40 --beta 0.4
+        --learning-rate 3e-4 --micro-batch-size 32 --eval-fraction 0.2 --eval-every 20"""
     shown = subprocess.run(command.split(), cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert "held out" in shown.stdout and "\x1b" not in shown.stdout  # plain lines in a pipe
     losses = [line["loss"] for line in metrics(out, "eval")]
     assert losses[0] == pytest.approx(LOG_2, abs=1e-7)
-    assert min(losses) < LOG_2 - 0.01
+    assert min(losses) < LOG_2 - 0.02
     assert (out / "curves.png").stat().st_size > 10_000
     report = pytest.importorskip("dpo_min.tools.report")
     tokenizer = load_tokenizer(out / "model")
     policy, reference = load_model(out / "model"), load_model(out / "reference")
     texts = [report.answer(model, tokenizer, demo.prompts(held_out=True) * 8, seed=0) for model in (reference, policy)]
     before, after = (sum(demo.reward(tokenizer.decode(ids)) for ids in side) / len(side) for side in texts)
-    assert after > before + 0.1  # 992 answers each: the difference has a standard error of 0.06
+    assert after > before + 0.3  # 992 answers each: the difference has a standard error of 0.06
 
 
 def test_the_run_directory_holds_all_that_was_promised(tmp_path, prefs, capsys):
@@ -171,10 +174,10 @@ def test_one_step_moves_the_policy_and_not_the_reference(prefs, init, tmp_path):
 def make_stage(init, prefs, directory, *argv):
     """A stage in float64, and its pairs."""
     flags = ["--data", prefs, "--init", init, "--out", directory / "stage", "--eval-fraction", 0, "--max-length", 48]
-    config, data = train.prepare([str(a) for a in [*flags, *argv]])
-    policy, reference, tokenizer = train.build_models(config)
+    config, tokenizer, (pairs, _, _) = train.prepare([str(a) for a in [*flags, *argv]])
+    policy, reference = train.build_models(config, tokenizer)
     reference = reference and reference.double()
-    return train.Stage(config, policy.double(), reference, directory), train.tokenize_rows(config, tokenizer, data)[0]
+    return train.Stage(config, policy.double(), reference, directory), pairs
 
 
 # --- micro-batches and metrics ----------------------------------------------------------------------------------
@@ -350,7 +353,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_last_bit(
         patch.setattr(train.Stage, "step", interrupted)
         assert fit(*base, "--out", tmp_path / "parts") == 130
     assert "--resume" in capsys.readouterr().out
-    assert (tmp_path / "parts" / "checkpoint" / f"step-{stop_at:08d}.pt").exists()
+    assert (tmp_path / "parts" / "checkpoint" / f"step-{stop_at:08d}").is_dir()
     load_model(tmp_path / "parts" / "model")
     assert fit(*base, "--out", tmp_path / "parts", "--resume") == 0
     assert equal(weights(tmp_path / "whole" / "model"), weights(tmp_path / "parts" / "model"))
@@ -402,13 +405,41 @@ def test_a_damaged_checkpoint_is_named_and_a_torn_metrics_line_is_dropped(tmp_pa
     (tmp_path / "run" / "metrics.jsonl").write_text(lines + '{"step": 2, "los\n')
     assert fit(*base, "--resume") == 0
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == lines
-    (path,) = (tmp_path / "run" / "checkpoint").glob("*.pt")
-    whole = path.read_bytes()
-    for cut in (0, 10, len(whole) // 2):
-        path.write_bytes(whole[:cut])
-        with pytest.raises(SystemExit, match="1"):
-            fit(*base, "--resume")
-        assert f"{path.name}: damaged" in capsys.readouterr().err
+    (path,) = (tmp_path / "run" / "checkpoint").iterdir()
+    assert {"state.json", ".metadata"} < {file.name for file in path.iterdir()}
+    for file in path.iterdir():
+        whole = file.read_bytes()
+        for cut in (0, 10, len(whole) // 2):
+            file.write_bytes(whole[:cut])
+            with pytest.raises(SystemExit, match="1"):
+                fit(*base, "--resume")
+            assert f"{path.name}: damaged" in capsys.readouterr().err, (file.name, cut)
+        file.write_bytes(whole)
+    assert fit(*base, "--resume") == 0
+
+
+def test_a_checkpoint_is_data_and_cannot_execute(tmp_path, prefs, init, capsys):
+    """Kills: a table of contents that is unpickled as it comes, or an entry that is."""
+    base = ["--data", prefs, "--init", init, "--max-length", 48, "--max-steps", 1, "--out", tmp_path / "run"]
+    assert fit(*base) == 0
+    (path,) = (tmp_path / "run" / "checkpoint").iterdir()
+
+    class Touch:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
+
+    contents = (path / ".metadata").read_bytes()
+    (path / ".metadata").write_bytes(pickle.dumps(Touch()))
+    with pytest.raises(SystemExit, match="1"):
+        fit(*base, "--resume")
+    assert "UnpicklingError" in capsys.readouterr().err
+    (path / ".metadata").write_bytes(contents)
+    with warnings.catch_warnings(action="ignore"):
+        dcp.save({name: Touch() for name in weights(init)}, checkpoint_id=path)
+    with pytest.raises(SystemExit, match="1"):
+        fit(*base, "--resume")
+    assert "damaged" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_finished_run_resumes_to_itself_and_another_run_is_refused(tmp_path, prefs, init, capsys):
@@ -469,6 +500,7 @@ def broken(tmp_path, prefs, init):
     yield "half", ([prefs, "--loss-type", "cdpo", "--label-smoothing", "0.5"], "expected a number between 0 and 0.5")
     yield "sizes with init", ([prefs, "--init", init, "--n-layer", "2"], "--n-layer")
     yield "reference alone", ([prefs, "--reference", init], "--reference")
+    yield "shard alone", ([prefs, "--shard"], "--shard has no effect in one process: torchrun starts more")
     yield "heads", ([prefs, "--n-embd", "10", "--n-head", "3"], "--n-embd 10")
     yield "length", ([prefs, "--init", init, "--max-length", "49"], "--max-length 49: the policy has only 48 positions")
     yield "prompt length", ([prefs, "--max-length", "8", "--max-prompt-length", "8"], "--max-prompt-length")

@@ -1,0 +1,160 @@
+"""More than one device: one process each, as `torchrun` starts them. With one process nothing here does anything.
+
+    torchrun --nproc_per_node=8 train.py …           DDP: every process holds the whole model
+    torchrun --nproc_per_node=8 train.py … --shard   FSDP: each holds its share of weights, gradients, optimizer state
+
+A step's pairs and the number that their losses are divided by do not depend on the number of processes: each
+takes its share of the same list, and the shares of the gradient add up, as those of micro-batches do.
+"""
+
+import os
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+
+from dpo_min.gpt import GPT
+from dpo_min.packing import batch_logps
+
+
+def start(device):
+    """Join the other processes that torchrun started, if it started any; `device` is "cpu" or "cuda".
+
+    On GPUs NCCL moves what the model computes; a few numbers of a step, kept on the CPU, go by gloo.
+
+    Raises:
+        ValueError: there are more processes on this machine than GPUs.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    if device == "cuda":
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise ValueError(f"torchrun --nproc_per_node: this machine has {gpus} GPUs, and one is for one process")
+        torch.cuda.set_device(local)  # from here on "cuda" means this one
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    print(f"{world_size()} processes on {device}")
+
+
+def end():
+    """Leave the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size():
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank():
+    """This process's number, from 0; the first one alone writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def barrier():
+    """Wait until every process is here."""
+    any_of(False)
+
+
+def any_of(flag):
+    """Whether `flag` holds in any process."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor(int(flag))
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def sums(numbers):
+    """Name → number, added up over the processes; a name may be missing in some of them."""
+    if world_size() == 1:
+        return dict(numbers)
+    everyone = [None] * world_size()
+    dist.all_gather_object(everyone, dict(numbers))
+    names = dict.fromkeys(name for one in everyone for name in one)
+    return {name: sum(one.get(name, 0) for one in everyone) for name in names}
+
+
+def union(mapping):
+    """The dictionaries of all processes as one."""
+    if world_size() == 1:
+        return mapping
+    everyone = [None] * world_size()
+    dist.all_gather_object(everyone, mapping)
+    return {key: value for one in everyone for key, value in one.items()}
+
+
+class Logps(nn.Module):
+    """`batch_logps` as a module of its own: DDP and FSDP then see all of a computation that ends beyond the GPT's."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch, reduce="sum"):
+        """Log π(y|x) of every row, as `batch_logps` gives it."""
+        return batch_logps(self.model, batch, reduce)
+
+
+def wrap(model, shard=False):
+    """`Logps` of a GPT, whose gradients are then the mean over the processes; under `shard`, by FSDP.
+
+    FSDP replaces the model's parameters, so its optimizer has to be made afterwards.
+    """
+    module = Logps(model)
+    if world_size() == 1:
+        return module
+    if not shard:
+        return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+    from torch.distributed.device_mesh import init_device_mesh  # these two take a second
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(model.wte.weight.device.type, (world_size(),))
+    for part in (*model.h, module):  # what no block holds, the embeddings above all, is gathered with the whole
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    return module
+
+
+def micro_batches(module, pairs, size):
+    """Yield this process's share of a step's pairs in micro-batches of at most `size`, each with its weight.
+
+    Every process takes every world_size-th pair, so that all get pairs of like lengths, and all take part in
+    equally many micro-batches: a process with nothing left repeats a pair with weight 0. The other weights are
+    world_size, because DDP and FSDP divide the sum of gradients by it. DDP adds them up with the last micro-batch
+    only; FSDP with each, since whole gradients kept in between would cost the memory that it is there to save.
+    """
+    world = world_size()
+    share = pairs[rank() :: world]
+    most = -(-len(pairs) // world)  # pairs of the largest share
+    for start in range(0, most, size):
+        wait = start + size < most and isinstance(module, nn.parallel.DistributedDataParallel)
+        with module.no_sync() if wait else nullcontext():
+            micro = share[start : start + size]
+            yield (micro, world) if micro else (pairs[:1], 0)
+
+
+def whole(tensor):
+    """A tensor as every process sees it: put together where it is sharded, else itself."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def gather(model):
+    """A GPT with whole weights on the CPU where the model is sharded, else the model itself.
+
+    Every process must take part; only the first gets the weights, the others None.
+    """
+    if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        return model if rank() == 0 else None
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        tensor = whole(tensor)
+        if rank() == 0:
+            tensors[name] = tensor.cpu()
+    if rank():
+        return None
+    with torch.device("meta"):  # shapes without memory
+        gathered = GPT(model.config)
+    gathered.load_state_dict(tensors, assign=True)
+    return gathered

@@ -1,0 +1,264 @@
+"""Two processes do what one does: real ones, started by torchrun; starting costs seconds, so few starts check much.
+
+The file is also the program that the first start runs: `torchrun … tests/test_distributed.py DIRECTORY`.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from dpo_min import distributed, options, run
+from dpo_min.data import TokenizedPair
+from dpo_min.gpt import GPT, GPTConfig
+from dpo_min.tokenizer import load_tokenizer
+from dpo_min.weights import load_model
+
+ROOT = Path(train.__file__).parent
+STEPS, STOP_AT = 9, 5
+SIZES = GPTConfig(vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=6)  # nothing that two divides evenly
+
+
+def draw_pairs(n, seed):
+    """n pairs of unequal lengths."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(most):
+        length = torch.randint(1, most + 1, (), generator=generator)
+        return torch.randint(0, 11, (length,), generator=generator).tolist()
+
+    return [TokenizedPair(ids(4), ids(9), ids(9)) for _ in range(n)]
+
+
+# Batches of 6: the fourth step of an epoch holds one pair, fewer than there are processes. With two processes, 6 pairs
+# in micro-batches of 2 are 3 a process, in 2 micro-batches; the 5 held-out ones are 3 and 2, in 2 and 1.
+PAIRS, HELD_OUT = draw_pairs(19, 0), draw_pairs(5, 1)
+
+
+class Interrupted(train.Stage):
+    """A stage in whose last process a Ctrl-C comes in the middle of step STOP_AT: the others have to learn of it."""
+
+    count = 0
+
+    def step(self, *arguments):
+        self.count += 1
+        if self.count == STOP_AT and distributed.rank() == distributed.world_size() - 1:
+            signal.raise_signal(signal.SIGINT)
+        return super().step(*arguments)
+
+
+def fit(directory, kind=train.Stage, **settings):
+    """A run in float64 from fixed weights, with clipping and decay that matter; returns the stage."""
+    settings = {"weight_decay": 0.1, "max_grad_norm": 0.05, "warmup_steps": 2, "max_steps": STEPS} | settings
+    config = train.Config(
+        data=[], batch_size=6, micro_batch_size=2, learning_rate=0.01, log_every=2, eval_every=3, save_every=4,
+        **settings,
+    )  # fmt: skip
+    policy = GPT(SIZES, torch.Generator().manual_seed(0)).double()
+    reference = None
+    if config.loss_type != "sft":
+        reference = GPT(SIZES, torch.Generator().manual_seed(0)).double()
+    stage = kind(config, policy, reference, directory)
+    finished = stage.fit(PAIRS, HELD_OUT, "fit")
+    assert finished == (kind is train.Stage)
+    whole = distributed.gather(stage.policy)
+    if whole:
+        torch.save(whole.state_dict(), directory / "weights.pt")
+    return stage
+
+
+def result(directory):
+    """(the lines of metrics.jsonl without what a clock measured, the weights)."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["tokens_per_second"]
+    return lines, torch.load(directory / "weights.pt")
+
+
+def close(directory, expected):
+    """Whether a run ended as the expected one did, every line and every weight, to 1e-9."""
+    (lines, weights), (expected_lines, expected_weights) = result(directory), expected
+    assert [line.keys() for line in lines] == [line.keys() for line in expected_lines]
+    for line, other in zip(lines, expected_lines, strict=True):
+        assert line.pop("split") == other.copy().pop("split")
+        assert line == pytest.approx({name: other[name] for name in line}, rel=0, abs=1e-9)
+    assert weights.keys() == expected_weights.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected_weights[name], rtol=0, atol=1e-9)
+    return True
+
+
+def in_two_processes(directory):
+    """What each of the two processes does; one that fails an assertion fails the start."""
+    options.print_once()
+    distributed.start("cpu")
+    first = distributed.rank() == 0
+    assert distributed.world_size() == 2
+    assert distributed.sums({"a": 1, "b": 2} if first else {"b": 3, "c": 4}) == {"a": 1, "b": 5, "c": 4}
+    assert distributed.any_of(first) and distributed.any_of(not first) and not distributed.any_of(False)
+    for name, shard in (("ddp", False), ("fsdp", True)):
+        stage = fit(directory / f"{name}-whole", shard=shard)
+        held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in stage.policy.parameters())
+        total = sum(p.numel() for p in stage.policy.parameters())
+        assert distributed.sums({"held": held})["held"] == (total if shard else 2 * total)
+        assert held < 0.7 * total or not shard
+        fit(directory / f"{name}-sft", shard=shard, loss_type="sft", optimizer="rmsprop")
+        fit(directory / f"{name}-part", Interrupted, shard=shard)
+        fit(directory / f"{name}-from-one", shard=shard, resume=True)
+    # A checkpoint of FSDP goes on under DDP, and the reverse.
+    for name, other in (("ddp", "fsdp"), ("fsdp", "ddp")):
+        if first:
+            shutil.copytree(directory / f"{other}-part", directory / f"{name}-from-{other}")
+        distributed.barrier()
+        fit(directory / f"{name}-from-{other}", shard=name == "fsdp", resume=True)
+    distributed.end()
+
+
+def torchrun(*command):
+    """Run a program in two processes; returns what it showed."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*start, *map(str, command)], cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300
+    )
+
+
+# --- float64: the same run --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The directories of all runs, by one process and by two."""
+    directory = tmp_path_factory.mktemp("runs")
+    fit(directory / "one")
+    fit(directory / "one-sft", loss_type="sft", optimizer="rmsprop")
+    fit(directory / "one-part", Interrupted)
+    for name in ("ddp", "fsdp"):
+        shutil.copytree(directory / "one-part", directory / f"{name}-from-one")
+    shown = torchrun(__file__, directory)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count(f"fit {STEPS}/{STEPS}  loss") == 8, shown.stdout  # by the first process alone
+    return directory
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_two_processes_log_and_end_as_one_does(runs, name):
+    """Kills: gradients averaged where they should be added, a mean of means, metrics of the first process only,
+    the norm of a shard taken for the whole, a process without pairs that is not waited for."""
+    expected = result(runs / "one")
+    assert expected[0][0]["rewards/margins"] == 0 and min(line["pairs"] for line in expected[0]) < 6
+    assert max(line.get("grad_norm", 0) for line in expected[0]) > 0.05  # so that clipping shortens
+    assert close(runs / f"{name}-whole", expected)
+    assert close(runs / f"{name}-sft", result(runs / "one-sft"))
+
+
+@pytest.mark.parametrize("name", ["ddp-from-one", "fsdp-from-one", "ddp-from-fsdp", "fsdp-from-ddp"])
+def test_two_processes_go_on_where_others_stopped(runs, name):
+    """Kills: a checkpoint of one process's shard, sums of metrics that are lost or counted twice on the way."""
+    assert close(runs / name, result(runs / "one"))
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_one_process_goes_on_where_two_stopped(runs, name):
+    """A Ctrl-C that reached one process stopped both after the same step, with one checkpoint, written by both."""
+    directory = runs / f"{name}-part"
+    assert [path.name for path in (directory / "checkpoint").iterdir()] == [f"step-{STOP_AT:08d}"]
+    fit(directory, resume=True)
+    assert close(directory, result(runs / "one"))
+
+
+def test_one_process_goes_on_where_it_stopped_and_a_torn_checkpoint_is_no_checkpoint(runs):
+    directory = runs / "one-part"
+    torn = directory / "checkpoint" / f"step-{STOP_AT + 1:08d}.partial"
+    shutil.copytree(directory / "checkpoint" / f"step-{STOP_AT:08d}", torn)
+    (torn / "state.json").unlink()
+    fit(directory, resume=True)
+    whole, part = result(runs / "one"), result(directory)
+    assert part[0] == whole[0]
+    assert all(torch.equal(part[1][name], tensor) for name, tensor in whole[1].items())
+
+
+# --- the command ------------------------------------------------------------------------------------------------
+
+TINY = "--n-layer 1 --n-head 2 --n-embd 16 --max-length 48 --max-steps 4 --batch-size 14 --log-every 2 --eval-every 2"
+
+
+@pytest.fixture(scope="module")
+def prefs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prefs") / "prefs.jsonl"
+    sides = [(f" {'a' * (i % 7)}!!", f" {'b' * (i % 5)}?") for i in range(40)]
+    rows = [{"prompt": f"q{i}:", "chosen": chosen, "rejected": rejected} for i, (chosen, rejected) in enumerate(sides)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_command_under_torchrun_writes_and_prints_once_and_one_process_can_go_on(tmp_path, prefs):
+    """The first fit included; with --shard, which is no part of what --resume compares."""
+    flags = ["--data", str(prefs), *TINY.split()]
+    shown = torchrun("train.py", *flags, "--out", tmp_path / "two", "--shard")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("done:") == shown.stdout.count("pairs to train on") == 1
+    assert "2 processes on cpu" in shown.stdout
+    assert run.guard(train.train, *train.prepare([*flags, "--out", str(tmp_path / "one")])) == 0
+    two, one = (
+        [json.loads(line) for line in (tmp_path / out / "metrics.jsonl").read_text().splitlines()]
+        for out in ("two", "one")
+    )
+    assert two[0]["rewards/margins"] == 0 and two[0]["loss"] == pytest.approx(0.6931472, abs=1e-7)
+    for line, other in zip(two, one, strict=True):
+        del line["tokens_per_second"], line["split"]
+        assert line == pytest.approx({name: other[name] for name in line}, rel=1e-3, abs=1e-4)
+    for name in ("model", "best", "reference"):
+        assert load_tokenizer(tmp_path / "two" / name).vocab_size == 257
+        weights = load_model(tmp_path / "two" / name).state_dict()
+        for key, tensor in load_model(tmp_path / "one" / name).state_dict().items():
+            torch.testing.assert_close(weights[key], tensor, rtol=0, atol=1e-3)
+    assert run.guard(train.train, *train.prepare([*flags, "--out", str(tmp_path / "two"), "--resume"])) == 0
+    again = load_model(tmp_path / "two" / "model").state_dict()
+    weights = load_model(tmp_path / "two" / "model").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+
+
+def test_trouble_in_one_process_ends_all_with_one_message(tmp_path, prefs):
+    """The loss is nan on the rows that one process holds; the other waits for it, and fails in turn, silently."""
+    tokenizer = load_tokenizer("bytes")
+    model = GPT(GPTConfig(tokenizer.vocab_size, 48, 1, 2, 16))
+    with torch.no_grad():
+        model.wpe.weight[10:] = torch.nan
+    run.save_model_directory(model, tokenizer, tmp_path / "nan")
+    rows = prefs.read_text().splitlines(keepends=True)
+    (tmp_path / "two.jsonl").write_text(rows[6] + rows[7])  # 13 tokens and 8, one for each process
+    flags = ["--init", tmp_path / "nan", "--eval-fraction", "0", "--max-length", "48"]
+    shown = torchrun("train.py", "--data", tmp_path / "two.jsonl", *flags, "--out", tmp_path / "run")
+    assert shown.returncode != 0
+    assert [line for line in shown.stderr.splitlines() if "error: " in line] == [
+        f"train.py: error: step 1: the loss is nan on {tmp_path / 'two.jsonl'}:1"
+    ]
+    assert shown.stderr.count("Traceback") == 1  # torchrun's own
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_of_the_processes_that_end_with_an_error_the_first_alone_speaks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "0" / "error.json"))
+    for message in ("cause", "consequence"):
+        with pytest.raises(SystemExit, match="2"):
+            options.stop(message)
+    assert capsys.readouterr().err.endswith("error: cause\n")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_micro_batches_of_one_process_are_the_pairs_in_order(size):
+    cut = list(distributed.micro_batches(None, PAIRS, size))
+    assert [pair for micro, _ in cut for pair in micro] == PAIRS
+    assert {weight for _, weight in cut} == {1} and max(len(micro) for micro, _ in cut) == size
+
+
+if __name__ == "__main__":
+    in_two_processes(Path(sys.argv[1]))
