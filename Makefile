@@ -11,7 +11,7 @@ PAIRS ?= 10000
 SFT_STEPS ?= 300
 STEPS ?= 250
 
-.PHONY: help setup train test proof figures mutants links lint format clean
+.PHONY: help setup train test proof figures mutants bench bench-gpu links lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -56,6 +56,13 @@ figures: proof ## Remake every picture of docs/derivation.md and docs/proof.md
 
 mutants: $(VENV)/installed ## Break every operator and constant of the mathematics, and count what the tests catch
 	$(PY) tests/mutants.py
+
+bench: $(VENV)/installed ## Measure what each lever bought on this machine: docs/benchmarks.md
+	$(PY) -m dpo_min.tools.bench $(BENCH)
+
+bench-gpu: $(VENV)/installed ## The same on a CUDA GPU, at GPT-2's 124M and 1.5B shapes
+	$(PY) -m dpo_min.tools.bench --device cuda --pairs 512 $(BENCH)
+	$(PY) -m dpo_min.tools.bench --device cuda --pairs 128 --shape 50257 1024 48 25 1600 --out docs/benchmarks-1.5B.md $(BENCH)
 
 links: $(VENV)/installed ## Renew the line numbers in the links of docs/derivation.md
 	$(PY) -m dpo_min.tools.links docs/derivation.md

@@ -1,0 +1,281 @@
+"""What each lever bought: the textbook loop against the fast paths, added one at a time.
+
+    python -m dpo_min.tools.bench                                   GPT-2 124M, 24 pairs, on this machine
+    python -m dpo_min.tools.bench --data prefs.jsonl.gz --tokenizer gpt2/ --pairs 64
+
+Every row is a process of its own, with the same weights, pairs and steps, so that its peak memory is its own.
+Pairs per second count the reference's pass. Without --data the pairs have random tokens and the lengths of
+real dialogues. Writes docs/benchmarks.md and docs/figures/benchmarks.png under --out.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import torch
+
+from dpo_min import run
+from dpo_min.data import TokenizedPair, load_preferences, tokenize
+from dpo_min.exact import rectangle
+from dpo_min.gpt import GPT, GPTConfig
+from dpo_min.logprob import sequence_logprobs, token_logprobs
+from dpo_min.losses import LOSSES
+from dpo_min.packing import batch_logps, batches, pack
+from dpo_min.preference import margin
+from dpo_min.tokenizer import load_tokenizer
+
+BATCH_SIZE, BETA, LEARNING_RATE = 8, 0.1, 1e-6
+BEGIN, END = "<!-- measured -->", "<!-- end -->"
+STARTS = ["train.py", "--help"], ["sample.py", "--help"], ["-c", "import torch"]
+# name: what is added to the row above it
+LEVERS = {
+    "textbook": "two padded forwards for each model, all logits kept, reference live",
+    "fused log-probs": "only scored positions meet the vocabulary, a slice at a time",
+    "one row per pair": "the prompt is computed once",
+    "reference once": "its log-probabilities before training, without gradients, then the model is freed",
+    "fused AdamW": "one kernel for all of the optimiser's arithmetic",
+    "heap kept": "glibc keeps freed blocks instead of returning them to the system",
+    "grouped by length": "steps of similar lengths, so other pairs in each: losses are not comparable",
+}
+
+
+def synthetic_pairs(count, vocab_size, seed=0):
+    """Random tokens; lengths log-normal like those of real dialogues: prompts about 110 tokens, answers about 45."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(median, spread, limit):
+        length = int(median * math.exp(spread * torch.randn((), generator=generator).item()))
+        return torch.randint(vocab_size, (min(max(length, 1), limit),), generator=generator).tolist()
+
+    return [TokenizedPair(ids(80, 0.8, 350), ids(30, 0.9, 160), ids(30, 0.9, 160)) for _ in range(count)]
+
+
+def read_pairs(options, vocab_size):
+    """The pairs that are trained on."""
+    if not options.data:
+        return synthetic_pairs(options.pairs, vocab_size)
+    rows, _ = load_preferences([options.data])
+    return tokenize(rows[: options.pairs], load_tokenizer(options.tokenizer), 512)[0]
+
+
+def padded_logps(model, pairs, side, fused):
+    """Log π of one side of each pair, (B,), in rows of their own: the textbook's way, or with the fused gatherer."""
+    rows = [rectangle(pair.prompt_ids, [getattr(pair, side)]) for pair in pairs]
+    width = max(tokens.shape[1] for tokens, _ in rows)
+    pad = torch.nn.functional.pad
+    tokens, mask = (torch.cat([pad(row[k], (0, width - row[k].shape[1])) for row in rows]) for k in (0, 1))
+    tokens, mask = tokens.to(model.wte.weight.device), mask.to(model.wte.weight.device)
+    hidden = model(tokens)  # (B, T, C)
+    if not fused:
+        return sequence_logprobs(model.logits(hidden), tokens, mask)
+    logps = token_logprobs(hidden[:, :-1][mask[:, 1:]], model.wte.weight, tokens[:, 1:][mask[:, 1:]])
+    return torch.segment_reduce(logps, "sum", lengths=mask.sum(dim=-1))
+
+
+def measure(options):
+    """Train with the first levers up to `options.variant`; prints a JSON line: seconds, losses, peak memory."""
+    torch.set_num_threads(options.threads)
+    level = list(LEVERS).index(options.variant)
+    has = {name: i <= level for i, name in enumerate(LEVERS)}
+    device, dtype = run.choose_device(options.device, options.dtype)
+    if has["heap kept"]:
+        run.keep_heap()
+    policy = GPT(GPTConfig(*options.shape), torch.Generator().manual_seed(0)).to(device)
+    pairs = read_pairs(options, policy.config.vocab_size)
+    order = batches(pairs, BATCH_SIZE, 0)
+    steps = [pairs[i : i + BATCH_SIZE] for i in range(0, len(pairs), BATCH_SIZE)]
+    if has["grouped by length"]:
+        steps = [next(order) for _ in steps]
+    fused = has["fused AdamW"] or None
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0, fused=fused)
+    autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
+
+    def logps(model, chunk):
+        with autocast:
+            if has["one row per pair"]:
+                return batch_logps(model, pack(chunk).to(device)).chunk(2)
+            return [padded_logps(model, chunk, side, has["fused log-probs"]) for side in ("chosen_ids", "rejected_ids")]
+
+    def synchronize():
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    losses = []
+    synchronize()
+    start = time.perf_counter()
+    stored = None
+    if has["reference once"]:
+        with torch.no_grad():
+            stored = [[side.clone() for side in logps(policy, chunk)] for chunk in steps]
+    else:
+        reference = GPT(policy.config).to(device).requires_grad_(False)
+        reference.load_state_dict(policy.state_dict())
+    for k, chunk in enumerate(steps):
+        optimizer.zero_grad(set_to_none=True)
+        ours = logps(policy, chunk)
+        with torch.no_grad():
+            theirs = stored[k] if stored else logps(reference, chunk)
+        loss = LOSSES["sigmoid"].value(margin(*ours, *theirs), BETA).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.detach())
+    synchronize()
+    seconds = time.perf_counter() - start
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform == "linux" else 1)
+    print(json.dumps({"seconds": seconds, "losses": [x.item() for x in losses], "peak": peak}))
+
+
+def needed_flops(config, pairs):
+    """Multiplications and additions that DPO on these pairs needs: each token once, and its gradient twice as much.
+
+    Blocks cost 24 C² a token and attention 4 T C for T tokens seen, in each layer; the head 2 V C a scored token.
+    The reference adds one forward pass to the policy's three.
+    """
+    C, L, V = config.n_embd, config.n_layer, config.vocab_size
+    forward = 0
+    for pair in pairs:
+        x, answers = len(pair.prompt_ids), [len(pair.chosen_ids), len(pair.rejected_ids)]
+        seen = x * (x + 1) / 2 + sum(y * x + y * (y + 1) / 2 for y in answers)
+        forward += L * (24 * C**2 * pair.num_tokens + 4 * C * seen) + 2 * V * C * sum(answers)
+    return 4 * forward
+
+
+def matmul_peak(device, dtype, size=2048):
+    """The most operations a second of a square matrix product, of some: what a perfect step would run at."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = math.inf
+    for _ in range(8):
+        start = time.perf_counter()
+        c = a @ b
+        c[0, 0].item()  # waits for a GPU
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def run_variant(options, variant):
+    """One row, {"seconds", "losses", "peak"}, in a process of its own."""
+    arguments = [sys.executable, "-m", "dpo_min.tools.bench", "--variant", variant]
+    for name in ("pairs", "data", "tokenizer", "device", "dtype", "threads"):
+        if (value := getattr(options, name)) is not None:
+            arguments += [f"--{name}", str(value)]
+    shown = subprocess.run([*arguments, "--shape", *map(str, options.shape)], stdout=subprocess.PIPE, text=True)
+    if shown.returncode:
+        raise SystemExit(f"{variant}: the process ended with {shown.returncode}")
+    return json.loads(shown.stdout.splitlines()[-1])
+
+
+def seconds_of(*command):
+    """The wall time of a command, the least of three."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def hardware(device):
+    """The name of what it ran on."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def table(options, rows):
+    """The page's text from name → result, Markdown; ratios are against the first row."""
+    device, dtype = run.choose_device(options.device, options.dtype)
+    config = GPTConfig(*options.shape)
+    pairs = read_pairs(options, config.vocab_size)
+    tokens, flops, peak = sum(p.num_tokens for p in pairs), needed_flops(config, pairs), matmul_peak(device, dtype)
+    first = rows["textbook"]
+    lines = [
+        "| lever, on top of those above | pairs/s | tokens/s | ratio | of matmul peak | peak memory | loss off by |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        off = max(abs(a - b) for a, b in zip(row["losses"], first["losses"], strict=True))
+        cells = [
+            f"**{name}**: {LEVERS[name]}",
+            f"{len(pairs) / row['seconds']:.2f}",
+            f"{tokens / row['seconds']:.0f}",
+            f"{first['seconds'] / row['seconds']:.2f}",
+            f"{flops / row['seconds'] / peak:.0%}",
+            f"{row['peak'] / 2**30:.1f} GiB",
+            "(other pairs)" if name == "grouped by length" else f"{off:.1e}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    data = "real dialogues" if options.data else "random tokens, the lengths of dialogues"
+    return f"""{hardware(device)}, {options.threads} threads, PyTorch {torch.__version__},
+{options.dtype} over float32 weights. {len(pairs)} pairs ({data}; {tokens} tokens, prompts counted once)
+in steps of {BATCH_SIZE}, each one forward. GPT-2's shape, {config.n_layer} layers of {config.n_embd}, vocabulary
+{config.vocab_size:,}. The job needs {flops / 1e12:.2f} TFLOP; a matrix product alone ran at {peak / 1e12:.2f} TFLOP/s.
+
+""" + "\n".join(lines)
+
+
+def draw(rows, path):
+    """Seconds of each row, and its peak memory."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    names, results = list(rows)[::-1], list(rows.values())[::-1]
+    axes[0].barh(names, [row["seconds"] for row in results], color="0.4")
+    axes[0].set(xlabel="seconds for the same pairs")
+    axes[1].barh(names, [row["peak"] / 2**30 for row in results], color="0.8", edgecolor="black")
+    axes[1].set(xlabel="peak memory (GiB)")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def main():
+    """Measure one variant, or all of them and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--variant", choices=LEVERS, help="measure this one in this process and print JSON")
+    parser.add_argument("--pairs", type=int, default=24, help="how many (default: 24)")
+    parser.add_argument("--data", help="real preferences, .jsonl or .jsonl.gz; default: random tokens")
+    parser.add_argument("--tokenizer", default="gpt2", help="for --data: gpt2, bytes or a directory")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU (default: all)")
+    parser.add_argument("--shape", type=int, nargs=5, default=[50257, 1024, 12, 12, 768], help="V, block, L, heads, C")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"), help="the page; its table is replaced")
+    options = parser.parse_args()
+    if options.variant:
+        measure(options)
+        return
+    rows = {}
+    for name in LEVERS:
+        rows[name] = run_variant(options, name)
+        print(f"{name}: {rows[name]['seconds']:.1f} s, {rows[name]['peak'] / 2**30:.1f} GiB", flush=True)
+    start = [f"`python {' '.join(c)}` takes {seconds_of(sys.executable, *c):.2f} s" for c in STARTS]
+    text = table(options, rows) + "\n\n" + ", ".join(start) + ".\n"
+    print(text)
+    page = options.out.read_text(encoding="utf-8") if options.out.exists() else f"{BEGIN}\n{END}\n"
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    picture = options.out.parent / "figures" / "benchmarks.png"
+    picture.parent.mkdir(exist_ok=True)
+    draw(rows, picture)
+    options.out.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
+    print(f"written: {options.out}, {picture}")
+
+
+if __name__ == "__main__":
+    main()
