@@ -1,6 +1,7 @@
 """log π(y|x): against a loop over tokens, the whole of probability, and whatever surrounds the completion."""
 
 import copy
+import inspect
 import math
 
 import pytest
@@ -482,3 +483,31 @@ def test_a_row_without_a_scored_token_has_a_sum_but_no_mean():
     torch.testing.assert_close(sequence_logprobs(LOGITS, TOKENS, mask), torch.tensor([-math.log(5), 0.0]))
     with pytest.raises(ValueError, match="needs a scored token in every row"):
         sequence_logprobs(LOGITS, TOKENS, mask, reduce="mean")
+
+
+def test_by_default_a_slice_is_64_mib_of_float32():
+    """Kills: a default that makes the slices, and with them the memory, larger or needlessly many."""
+    assert inspect.signature(token_logprobs).parameters["elements"].default * 4 == 64 * 2**20
+
+
+def test_autocast_is_a_cast_of_both_factors_and_leaves_float64_alone():
+    """Kills: a product that ignores autocast, one factor cast alone, float64 cast down."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = (torch.randn(size, generator=generator) for size in ((3, 8), (5, 8)))
+    targets = torch.tensor([0, 4, 2])
+    plain = token_logprobs(hidden, head, targets)
+    half = token_logprobs(hidden.bfloat16(), head.bfloat16(), targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(token_logprobs(hidden, head, targets), half) and not torch.equal(half, plain)
+        exact = token_logprobs(hidden.double(), head.double(), targets)
+    assert exact.dtype == torch.float64
+    assert torch.equal(exact, token_logprobs(hidden.double(), head.double(), targets))
+
+
+def test_the_gradient_of_hidden_is_added_up_in_float32():
+    """511 slices add −1/512 each. Kills: a sum in bfloat16, which stands still at a half."""
+    hidden = torch.zeros(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    head = torch.ones(512, 1, dtype=torch.bfloat16)
+    head[0] = 0
+    token_logprobs(hidden, head, torch.tensor([0]), elements=1).sum().backward()
+    assert hidden.grad.item() == pytest.approx(-511 / 512, abs=0.005)

@@ -5,7 +5,7 @@
 
 Every row is a process of its own, with the same weights, pairs and steps, so that its peak memory is its own.
 Pairs per second count the reference's pass. Without --data the pairs have random tokens and the lengths of
-real dialogues. Writes docs/benchmarks.md and docs/figures/benchmarks.png under --out.
+real dialogues. Renews the table in --out and the picture beside it.
 """
 
 import argparse
