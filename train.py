@@ -335,7 +335,7 @@ def train(config, tokenizer, sets):
         stage = Stage(config, policy, reference, config.out)
         del reference  # the stage lets it go once its log-probabilities are stored
         if not stage.sft and not config.reference_refresh:
-            stage.store_reference(pairs, held_out, config.out.parent / "cache")
+            stage.store_reference(pairs, held_out, config.cache)
         finished = stage.fit(pairs, held_out, config.loss_type, lambda: save(policy, directory=config.out / "best"))
         save(policy, directory=config.out / "model")
         run.draw_curves(config.out)

@@ -73,7 +73,8 @@ def check_or_write(directory, settings):
             raise ValueError(f"--resume: {path} is not a run's, but a model's")
         for name, value in settings.items():
             if before.get(name) != value:
-                flag = "the data" if name == "data_sha256" else "--" + name.replace("_", "-")
+                hashed = {"data_sha256": "the hash of the data", "reference_sha256": "the hash of the reference"}
+                flag = hashed.get(name, "--" + name.replace("_", "-"))
                 raise ValueError(f"--resume: {flag} was {before.get(name)!r} when the run began, now it is {value!r}")
         return
     try:

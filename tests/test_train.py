@@ -453,6 +453,17 @@ def test_a_finished_run_resumes_to_itself_and_another_run_is_refused(tmp_path, p
     assert "--beta was 0.1" in capsys.readouterr().err
 
 
+def test_a_run_whose_reference_has_other_weights_by_now_is_not_resumed(tmp_path, prefs, init, capsys):
+    """Kills: the trained model, or another one at the same path, silently taken for the reference."""
+    model = shutil.copytree(init, tmp_path / "model")
+    base = ["--data", prefs, "--init", model, "--max-length", 48, "--max-steps", 2, "--out", tmp_path / "run"]
+    assert fit(*base) == 0
+    shutil.copytree(tmp_path / "run" / "model", model, dirs_exist_ok=True)
+    with pytest.raises(SystemExit, match="2"):
+        fit(*base, "--resume")
+    assert "--resume: the hash of the reference was" in capsys.readouterr().err
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------------
 
 
