@@ -1,9 +1,18 @@
 """From a prompt to text: probabilities of the next token, a draw, and a cache so that each token costs one position."""
 
+from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 
 from dpo_min.gpt import KVCache
+
+
+@dataclass
+class Completion:
+    """What was drawn for one prompt: token ids, the end-of-text that closes it included."""
+
+    ids: list[int] = field(default_factory=list)
 
 
 def next_token_probs(logits, temperature=1.0, top_k=None, top_p=1.0):
@@ -84,10 +93,10 @@ def stream(model, prompts, end_of_text, max_new_tokens, generator=None, temperat
 
 
 def generate(model, prompts, end_of_text, max_new_tokens, generator=None, **sampling):
-    """The completions that `stream` draws, as one list of ids for each prompt, end-of-text included."""
-    completions = [[] for _ in prompts]
+    """What `stream` draws, as one `Completion` for each prompt."""
+    completions = [Completion() for _ in prompts]
     for ids in stream(model, prompts, end_of_text, max_new_tokens, generator, **sampling):
         for completion, i in zip(completions, ids, strict=True):
             if i is not None:
-                completion.append(i)
+                completion.ids.append(i)
     return completions

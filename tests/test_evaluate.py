@@ -199,7 +199,7 @@ def test_the_average_log_ratio_over_every_completion_is_the_exact_kl(tiny_gpt, p
 def test_the_mean_log_ratio_of_drawn_completions_is_near_the_exact_kl(tiny_gpt):
     """Kills: completions drawn from the reference, whose mean is −KL(π_ref‖π). Three half-widths are 5.9 σ."""
     reference, prompts = perturbed(tiny_gpt, 0), [[0, 1]] * 2000
-    drawn = generate(tiny_gpt, prompts, END, 3, torch.Generator().manual_seed(0))
+    drawn = [completion.ids for completion in generate(tiny_gpt, prompts, END, 3, torch.Generator().manual_seed(0))]
     mean, low, high = mean_interval(log_ratios(tiny_gpt, reference, prompts, drawn, micro_batch_size=500))
     assert abs(mean - exact_kl(tiny_gpt, reference, [0, 1], 3)) < 3 * (high - low) / 2
 

@@ -18,6 +18,11 @@ texts = partial(st.lists, st.integers(0, END))
 batches = st.lists(texts(max_size=BLOCK_SIZE - 1), min_size=1, max_size=4)
 
 
+def ids_of(*arguments, **sampling):
+    """The ids of each completion that `generate` draws."""
+    return [completion.ids for completion in generate(*arguments, **sampling)]
+
+
 def rows(elements):
     """Logits (B, V) in float32."""
     shapes = st.tuples(st.integers(1, 3), st.integers(1, 8))
@@ -147,7 +152,7 @@ def plain_greedy(model, prompt, max_new_tokens):
 @example([[], [0], [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2]], 14)
 def test_greedy_decoding_is_the_argmax_of_full_forwards_for_every_prompt_of_the_batch(tiny_gpt, prompts, length):
     """Kills: a cache whose slots are off by one; the logits of a shorter prompt taken from its padding."""
-    ours = generate(tiny_gpt, prompts, END, length, temperature=0)
+    ours = ids_of(tiny_gpt, prompts, END, length, temperature=0)
     assert ours == [plain_greedy(tiny_gpt, prompt, length) for prompt in prompts]
 
 
@@ -156,7 +161,7 @@ def test_greedy_decoding_is_the_argmax_of_full_forwards_for_every_prompt_of_the_
 def test_a_completion_ends_at_end_of_text_at_the_limit_or_where_the_positions_do(tiny_gpt, prompts, length, seed):
     """Kills: text after end-of-text; a block_size missed by one; prompts changed in place."""
     before = copy.deepcopy(prompts)
-    completions = generate(tiny_gpt, prompts, END, length, torch.Generator().manual_seed(seed), temperature=2.0)
+    completions = ids_of(tiny_gpt, prompts, END, length, torch.Generator().manual_seed(seed), temperature=2.0)
     assert prompts == before
     assert len(completions) == len(prompts)
     for prompt, completion in zip(prompts, completions, strict=True):
@@ -170,7 +175,7 @@ def test_a_completion_ends_at_end_of_text_at_the_limit_or_where_the_positions_do
 def test_the_stream_is_the_completions_step_by_step(tiny_gpt, prompts, length, seed):
     """Kills: a step yielded after the last row has ended; None before a row's end."""
     steps = list(stream(tiny_gpt, prompts, END, length, torch.Generator().manual_seed(seed)))
-    completions = generate(tiny_gpt, prompts, END, length, torch.Generator().manual_seed(seed))
+    completions = ids_of(tiny_gpt, prompts, END, length, torch.Generator().manual_seed(seed))
     assert len(steps) == max(map(len, completions))
     padded = [completion + [None] * (len(steps) - len(completion)) for completion in completions]
     assert steps == [list(step) for step in zip(*padded, strict=True)]
@@ -179,13 +184,13 @@ def test_the_stream_is_the_completions_step_by_step(tiny_gpt, prompts, length, s
 @given(texts(max_size=11), st.integers(0, 2**32 - 1))
 def test_the_same_seed_draws_the_same_text(tiny_gpt, prompt, seed):
     """Kills: a draw from the global source."""
-    texts = [generate(tiny_gpt, [prompt] * 3, END, 9, torch.Generator().manual_seed(seed)) for _ in range(2)]
+    texts = [ids_of(tiny_gpt, [prompt] * 3, END, 9, torch.Generator().manual_seed(seed)) for _ in range(2)]
     assert texts[0] == texts[1]
 
 
 def test_another_seed_draws_another_text(tiny_gpt):
     """Kills: a generator that is made but not passed on, or rows that share one draw."""
-    drawn = [generate(tiny_gpt, [[0, 1]] * 8, END, 9, torch.Generator().manual_seed(seed)) for seed in range(2)]
+    drawn = [ids_of(tiny_gpt, [[0, 1]] * 8, END, 9, torch.Generator().manual_seed(seed)) for seed in range(2)]
     assert drawn[0] != drawn[1]
     assert len(set(map(tuple, drawn[0]))) > 1
 
@@ -194,16 +199,16 @@ def test_another_seed_draws_another_text(tiny_gpt):
 def test_an_empty_prompt_starts_from_end_of_text(tiny_gpt, seed):
     """Kills: an empty row given to the model; a start from token 0."""
     empty, explicit = (
-        generate(tiny_gpt, [[0, 1], prompt], END, 9, torch.Generator().manual_seed(seed)) for prompt in ([], [END])
+        ids_of(tiny_gpt, [[0, 1], prompt], END, 9, torch.Generator().manual_seed(seed)) for prompt in ([], [END])
     )
     assert empty == explicit
 
 
 @pytest.mark.parametrize("size", [BLOCK_SIZE, BLOCK_SIZE + 1])
 def test_a_prompt_that_leaves_no_room_is_refused(tiny_gpt, size):
-    assert len(generate(tiny_gpt, [[0] * (BLOCK_SIZE - 1)], END, 9)[0]) == 1
+    assert len(ids_of(tiny_gpt, [[0] * (BLOCK_SIZE - 1)], END, 9)[0]) == 1
     with pytest.raises(ValueError, match=f"a prompt of {size} tokens leaves no room in the model's 12 positions"):
-        generate(tiny_gpt, [[0], [0] * size], END, 9)
+        ids_of(tiny_gpt, [[0], [0] * size], END, 9)
 
 
 SAMPLING = [{}, {"temperature": 0.5}, {"temperature": 2.0, "top_k": 3}, {"top_p": 0.8}]
@@ -215,7 +220,7 @@ def test_texts_are_drawn_as_often_as_they_are_likely(tiny_gpt, sampling, prompt)
     """Kills: a draw from the logits; the first token's distribution for the second. χ² over all texts of two tokens."""
     n = 5000
     # Prompts of two lengths are drawn together, so that half of the rows have padding to overcome.
-    drawn = generate(tiny_gpt, [prompt, [3, 2, 1]] * n, END, 2, torch.Generator().manual_seed(0), **sampling)[::2]
+    drawn = ids_of(tiny_gpt, [prompt, [3, 2, 1]] * n, END, 2, torch.Generator().manual_seed(0), **sampling)[::2]
     counts = Counter(map(tuple, drawn))
     first = plain_probs(tiny_gpt, prompt, **sampling).tolist()
     exact = {(END,): first[END]}
@@ -233,7 +238,7 @@ def test_under_autocast_greedy_decoding_picks_a_token_that_is_about_the_most_lik
     """Kills: a cache kept in another dtype than the queries."""
     model = copy.deepcopy(tiny_gpt).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        completions = generate(model, prompts, END, length, temperature=0)
+        completions = ids_of(model, prompts, END, length, temperature=0)
     for prompt, completion in zip(prompts, completions, strict=True):
         for t, token in enumerate(completion):
             logps = plain_probs(tiny_gpt, (prompt or [END]) + completion[:t]).log()

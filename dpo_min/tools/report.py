@@ -30,7 +30,8 @@ def answer(model, tokenizer, questions, seed):
     """One completion to each prompt, as ids, at temperature 1: draws from the model itself."""
     generator = torch.Generator().manual_seed(seed)
     ids = [tokenizer.encode(question) for question in questions]
-    return generate(model, ids, tokenizer.end_of_text, model.config.block_size, generator)
+    drawn = generate(model, ids, tokenizer.end_of_text, model.config.block_size, generator)
+    return [completion.ids for completion in drawn]
 
 
 def measure(policy, reference, tokenizer, seed=1):
