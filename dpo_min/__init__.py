@@ -11,6 +11,7 @@ READING_ORDER = (
     "logprob",
     "gpt",
     "exact",
+    "files",
     "tokenizer",
     "data",
     "cache",
@@ -22,6 +23,7 @@ READING_ORDER = (
     "generate",
     "evaluate",
     "options",
+    "lint",
     "optimizer",
     "run",
 )

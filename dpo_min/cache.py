@@ -19,6 +19,7 @@ import io
 import json
 import os
 import pickle
+import re
 import secrets
 import shutil
 import signal
@@ -27,7 +28,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from itertools import chain
 from math import ceil
 from pathlib import Path
@@ -49,12 +50,14 @@ from dpo_min.data import (
     tokenize,
     unreadable,
 )
+from dpo_min.files import ABANDONED, read_json, sha256, sync, write_atomically
 
 SMALL = 2**22  # bytes of data that are not worth a file or a process: about a second's work
 BLOCK = 2**20  # bytes of lines that a worker takes at a time; with its Python objects, some 30 MB
 QUICK = 2**25  # bytes of data that are checked before a process has started
 SETTLED = 2  # seconds after which a change of a file is sure to change its time stamp
-ABANDONED = 3600  # seconds without a write after which an unfinished cache is taken for a dead process's
+
+FILES = "rows.bin", "tokens.bin"
 
 # Where the ids begin (in tokens), how many there are of each part, the split's 64 bits, the place in the data.
 ROW = np.dtype(
@@ -373,23 +376,25 @@ def build(place, paths, settings, before, workers):
         for path, stamped in zip(paths, before, strict=True):
             if stamp(path) != stamped:
                 raise ValueError(f"{path}: changed while it was read")
-        sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
+        hashes = {name: sha256(partial / name) for name in FILES}
         with write_atomically(partial / "cache.json") as file:
-            file.write(json.dumps({"counts": counts, "sizes": sizes}).encode())
+            file.write(json.dumps({"counts": counts, "sha256": hashes}).encode())
         # Another process may have made the same one meanwhile: then this is thrown away.
         if not is_whole(place):
             shutil.rmtree(place, ignore_errors=True)
             partial.rename(place)
+            sync(place.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_whole(place):
-    """Whether a cache is there, with all its files in their sizes."""
+    """Whether a cache is there, and its files are the ones that were written, by their SHA-256."""
     try:
-        sizes = read_json(place / "cache.json")["sizes"]
-        return all((place / name).stat().st_size == sizes[name] for name in ("rows.bin", "tokens.bin"))
-    except (ValueError, KeyError, OSError):
+        noted = read_json(place / "cache.json")
+        counts = all(type(noted["counts"][name]) is int for name in ("skipped", "truncated", "dropped"))
+        return counts and all(sha256(place / name) == noted["sha256"][name] for name in FILES)
+    except (ValueError, LookupError, TypeError, OSError):
         return False
 
 
@@ -422,8 +427,9 @@ def data_hash(paths, directory, small=SMALL):
         known = read_json(notes)
     except ValueError:
         known = {}
-    if name in known and known[name][0] == stamps:
-        return known[name][1]
+    noted, digest = known[name] if is_note(known.get(name)) else (None, None)
+    if noted == stamps:
+        return digest
     digest = fingerprint(paths)
     # Time stamps have a grain: what changed just now may change again and have the same one.
     if all(now - changed > SETTLED * 10**9 for _, *times, _ in stamps for changed in times):
@@ -431,6 +437,12 @@ def data_hash(paths, directory, small=SMALL):
         with write_atomically(notes) as file:
             file.write(json.dumps(known | {name: [stamps, digest]}, indent=1).encode())
     return digest
+
+
+def is_note(value):
+    """Whether a value is what `data_hash` notes of files: their stamps and a hash."""
+    pair = isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
+    return pair and re.fullmatch("[0-9a-f]{64}", value[1]) is not None
 
 
 def stamp(path):
@@ -445,31 +457,3 @@ def stamp(path):
 def total_size(stamps):
     """Bytes of the files that have these stamps."""
     return sum(size for size, *_ in stamps)
-
-
-def read_json(path):
-    """The object in a JSON file; ValueError where there is none."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object")
-    return value
-
-
-@contextmanager
-def write_atomically(path):
-    """A binary file to write; it takes the place of `path` only once it is whole and on the disk."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from dpo_min import distributed
-from dpo_min.weights import read_json, write_atomically
+from dpo_min.files import read_json, write_atomically
 
 # torch.distributed.checkpoint takes a second to import, so it is imported where it is used.
 

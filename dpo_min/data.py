@@ -15,12 +15,16 @@ This file does not import PyTorch: a bad row is named before PyTorch has been lo
 import gzip
 import hashlib
 import json
+import runpy
 import zlib
 from dataclasses import dataclass
 
 ASSISTANT = "\n\nAssistant:"
 SPEAKERS = {"system": "\n\nSystem:", "user": "\n\nHuman:", "assistant": ASSISTANT}
 ERRORS_SHOWN = 10
+MAX_ROW = 2**25  # bytes of a line; a file without line ends is refused before it fills the memory
+# A .gz may expand to so many bytes, or to so many times its size if that is more: text expands three to thirty times.
+EXPANSION, EXPANSION_FREE = 100, 2**26
 
 
 @dataclass(frozen=True)
@@ -138,13 +142,19 @@ def read_rows(path):
     The position is how many bytes of the file have been read so far, 0 where that is not known, as of a pipe.
 
     Raises:
-        ValueError: the file is missing, a directory, unreadable, or broken gzip; or it holds no row.
+        ValueError: the file is missing, a directory, unreadable, or broken gzip; it holds no row, a row longer than
+            `MAX_ROW`, or gzip that expands beyond all text.
     """
-    empty = True
+    empty, read = True, 0
     try:
         with open(path, "rb") as raw, gzip.GzipFile(fileobj=raw) if is_gzip(path) else raw as lines:
             seekable = raw.seekable()
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(iter(lambda: lines.readline(MAX_ROW + 1), b""), start=1):
+                read += len(line)
+                if len(line) > MAX_ROW:
+                    raise ValueError(f"{path}:{number}: a row of more than {MAX_ROW} bytes")
+                if lines is not raw and seekable and read > max(EXPANSION_FREE, EXPANSION * raw.tell()):
+                    raise ValueError(f"{path}:{number}: expands to more than {EXPANSION} times its size")
                 if line.strip():
                     empty = False
                     yield number, line, raw.tell() if seekable else 0
@@ -287,3 +297,7 @@ def fingerprint(paths):
         except OSError as error:
             raise unreadable(path, error) from error
     return digest.hexdigest()
+
+
+if __name__ == "__main__":  # python -m dpo_min.data --check prefs.jsonl
+    runpy.run_module("dpo_min.lint", run_name="__main__")

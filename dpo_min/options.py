@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin
 
-from dpo_min.cache import read_json
+from dpo_min.files import read_json
 from dpo_min.tokenizer import load_tokenizer
 
 

@@ -14,9 +14,14 @@ from pathlib import Path
 
 import tiktoken
 
+from dpo_min.files import read_json, read_text, write_atomically
+
 END_OF_TEXT = "<|endoftext|>"
+VERSION = "#version: 0.2"  # the first line of merges.txt
 # How GPT-2 cuts text into pieces before merging; tiktoken's equivalent of the published pattern.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+MAX_WORK = 2**26  # steps of `find_merges`, at most the sum of the tokens' squared lengths; GPT-2's takes 3 million
 
 SINGLE_CHARACTERS = r"(?s:.)"  # enough where nothing is merged; long pieces exhaust the pattern engine's stack
 
@@ -45,6 +50,11 @@ class Tokenizer:
         self.encoding = tiktoken.Encoding(
             "dpo_min", pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: end_of_text}
         )
+
+    @property
+    def ranks_are_bytes(self):
+        """Whether nothing is merged: a text then has as many ids as bytes."""
+        return len(self.ranks) == 256
 
     def encode(self, text):
         """Ids of the text's own bytes; the control token never appears among them."""
@@ -79,8 +89,10 @@ class Tokenizer:
         vocab = {spell(token): i for token, i in self.ranks.items()} | {END_OF_TEXT: self.end_of_text}
         merges = [" ".join(map(spell, pair)) for pair in find_merges(self.ranks)]
         directory = Path(directory)
-        (directory / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-        (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+        texts = {"vocab.json": json.dumps(vocab, ensure_ascii=False), "merges.txt": "\n".join([VERSION, *merges, ""])}
+        for name, text in texts.items():
+            with write_atomically(directory / name) as file:
+                file.write(text.encode())
 
 
 def find_merges(ranks):
@@ -142,8 +154,8 @@ def load_directory(directory):
             f"{directory}: no vocab.json with merges.txt, nor encoder.json with vocab.bpe; name one with --tokenizer"
         )
     try:
-        vocab = json.loads(vocab_path.read_text(encoding="utf-8"))
-        merges = merges_path.read_text(encoding="utf-8").split("\n")
+        vocab = read_json(vocab_path)
+        merges = read_text(merges_path).split("\n")
         end_of_text = vocab.pop(END_OF_TEXT)
         ranks = {bytes(CHAR_TO_BYTE[c] for c in token): i for token, i in vocab.items()}
         lines = [line for line in merges[merges[0].startswith("#version") :] if line]
@@ -152,8 +164,9 @@ def load_directory(directory):
         singles = sum(len(token) == 1 for token in ranks)
         # tiktoken keeps only ids, so the files' merges must be the ones that the ids imply, in the same order.
         sound = singles == 256 and len(ids) == len(ranks) + 1 and all(type(i) is int and 0 <= i < 2**32 for i in ids)
+        sound = sound and sum(len(token) ** 2 for token in ranks) <= MAX_WORK
         sound = sound and find_merges(ranks) == pairs
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{directory}: {vocab_name} or {merges_name} cannot be read: {error}") from error
     except KeyError as error:
         raise ValueError(f"{directory}: {error} is missing, or is not spelled in GPT-2's byte alphabet") from error

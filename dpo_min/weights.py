@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpo_min.cache import read_json, write_atomically
+from dpo_min.files import read_json, write_atomically
 from dpo_min.gpt import GPT, LAYER_NORM_EPSILON, GPTConfig
 
 DTYPES = {
@@ -26,7 +26,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-MAX_HEADER = 100_000_000  # bytes; the container's own limit
+MAX_HEADER = 2**24  # bytes; those of GPT-2 XL take 2^17, and Python needs up to 30 times as much
 PREFIX = "transformer."
 # Stored input × output where nn.Linear keeps output × input.
 TRANSPOSED = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
@@ -54,7 +54,7 @@ def load_model(directory):
     directory = Path(directory)
     config = load_config(directory)
     tensors = {}
-    for name, tensor in load_tensors(directory).items():
+    for name, tensor in load_tensors(directory, most_bytes(config)).items():
         name = name.removeprefix(PREFIX)
         if name in tensors:
             raise ValueError(f"{directory}: tensor {name} appears with and without the prefix {PREFIX}")
@@ -141,11 +141,17 @@ def load_config(directory):
     return sizes
 
 
-def load_tensors(directory):
-    """Name → tensor, from model.safetensors or from the shards that its index lists."""
+def most_bytes(config):
+    """An upper bound of the bytes of a model of these sizes: float64, with a second head and with causal masks."""
+    C, T, V, L = config.n_embd, config.block_size, config.vocab_size, config.n_layer
+    return 8 * ((2 * V + T) * C + L * (12 * C * C + 13 * C + T * T + 1) + 2 * C) + MAX_HEADER
+
+
+def load_tensors(directory, most):
+    """Name → tensor, from model.safetensors or from the shards that its index lists; no file larger than `most`."""
     path, index_path = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if path.exists():
-        return read_safetensors(path)
+        return read_safetensors(path, most)
     if not index_path.exists():
         raise ValueError(f"{directory}: holds no model.safetensors")
     shards = read_json(index_path).get("weight_map")
@@ -155,7 +161,7 @@ def load_tensors(directory):
     for shard in sorted(set(shards.values())):
         if Path(shard).name != shard:
             raise ValueError(f"{index_path}: {shard!r} is not a file in the same directory")
-        for name, tensor in read_safetensors(directory / shard).items():
+        for name, tensor in read_safetensors(directory / shard, most).items():
             if shards.get(name) != shard:
                 raise ValueError(f"{directory / shard}: tensor {name} is not listed for this file by the index")
             tensors[name] = tensor
@@ -165,16 +171,18 @@ def load_tensors(directory):
     return tensors
 
 
-def read_safetensors(path):
-    """Name → tensor of a safetensors file, read through a memory map.
+def read_safetensors(path, most=math.inf):
+    """Name → tensor of a safetensors file of at most `most` bytes, read through a memory map.
 
     Raises:
-        ValueError: anything but a whole, well-formed file; the message names the tensor.
+        ValueError: anything but a whole, well-formed file that fits into memory; the message names the tensor.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     size = path.stat().st_size
+    if size > most:
+        raise ValueError(f"{path}: {size} bytes are more than a model of config.json's sizes has")
     raw = np.memmap(path, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
     length = int.from_bytes(raw[:8].tobytes(), "little")
     if size < 8 or length > min(size - 8, MAX_HEADER):
@@ -187,7 +195,10 @@ def read_safetensors(path):
             raise ValueError(f"{path}: tensor {name} ends at byte {end} of {len(data)}; is the file cut short?")
         if end - begin != dtype.itemsize * math.prod(shape):
             raise ValueError(f"{path}: tensor {name}: {end - begin} bytes do not hold {entry['dtype']} {shape}")
-        content = torch.empty(end - begin, dtype=torch.uint8)
+        try:
+            content = torch.empty(end - begin, dtype=torch.uint8)
+        except RuntimeError as error:
+            raise ValueError(f"{path}: tensor {name}: no memory for its {end - begin} bytes") from error
         content.numpy()[:] = data[begin:end]
         try:
             tensors[name] = content.view(dtype).view(shape)

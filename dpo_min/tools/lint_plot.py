@@ -1,0 +1,38 @@
+"""The picture of a data check: what was found, and what length alone says about the label."""
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+
+def draw_report(report, findings, path):
+    """Draw a `dpo_min.lint.Report` as a PNG; `findings`: code → (whether it is an error, what it is)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    codes = [code for code in findings if report.counts[code]][::-1]
+    bars = left.barh(
+        codes,
+        [report.counts[code] for code in codes],
+        color=["tab:red" if findings[code][0] else "0.6" for code in codes],
+        hatch=["//" if findings[code][0] else "" for code in codes],
+        edgecolor="white",
+    )
+    left.bar_label(bars, padding=3)
+    left.set(xlabel="findings")
+    left.set_title(f"{report.rows} rows: {report.errors} errors (red, hatched), the rest warnings", fontsize=10)
+    left.margins(x=0.15)
+    gaps, rows = report.lengths.gaps(), report.lengths.bins
+    seen = np.flatnonzero(rows)
+    if len(seen):
+        edge = max(abs(gaps[seen[[0, -1]]]).max(), 0.5)
+        right.bar(gaps, rows, width=report.lengths.WIDTH, color=np.where(gaps > 0, "tab:blue", "tab:orange"))
+        right.axvline(0, color="black", linewidth=1)
+        right.set_xlim(-edge, edge)
+        share, _ = report.lengths.explained()
+        right.set_title(f"length alone explains {share:.1%} of the preference", fontsize=10)
+    right.set(xlabel="log(tokens of chosen / rejected); right of 0 the longer is chosen", ylabel="rows")
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110, format="png")
+    plt.close(figure)
