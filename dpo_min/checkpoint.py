@@ -1,15 +1,18 @@
 """The checkpoint of a run: written by any number of processes, each its share, and read by any other number.
 
-`checkpoint/step-N/` holds the tensors in PyTorch's own format (`torch.distributed.checkpoint`) and the plain
-numbers in state.json. PyTorch pickles that format's table of contents; it is read here as data, never as code.
+`checkpoint/step-N/` holds the tensors in PyTorch's own format (`torch.distributed.checkpoint`), the plain
+numbers in state.json, and in manifest.json, written last, the SHA-256 of each of these files. The last two are kept.
+PyTorch pickles that format's table of contents; it is read here as data, never as code.
 """
 
 import dataclasses
 import enum
+import io
 import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -17,13 +20,17 @@ from pathlib import Path
 import torch
 
 from dpo_min import distributed
-from dpo_min.files import read_json, write_atomically
+from dpo_min.files import read_json, sha256, sync, write_atomically
+
+MANIFEST = "manifest.json"
+NAME = re.compile(r"step-\d{8,}")
+MAX_CONTENTS = 2**26  # bytes of the table of contents, of which Python makes some thirty times as much
 
 # torch.distributed.checkpoint takes a second to import, so it is imported where it is used.
 
 
 def save_checkpoint(directory, parts, state):
-    """Write checkpoint/step-N, then remove the one before it: at any instant one is whole.
+    """Write checkpoint/step-N and keep the one before it: at any instant one is whole, and on the disk.
 
     Every process must take part.
 
@@ -31,18 +38,18 @@ def save_checkpoint(directory, parts, state):
         numbers, `step` among them, and `totals`, which are added up over the processes.
 
     Raises:
-        OSError: it cannot be written.
+        FloatingPointError: a weight is not finite; nothing is written.
+        OSError: it cannot be written; what was there before is untouched.
     """
     import torch.distributed.checkpoint as dcp
 
+    for name, parameter in parts["policy"].named_parameters():
+        if not distributed.whole(parameter.detach().isfinite().all()):
+            raise FloatingPointError(f"the weights are not finite: {name}; no checkpoint is made of them")
     directory = Path(directory) / "checkpoint"
     path = directory / f"step-{state['step']:08d}"
     partial = path.with_suffix(".partial")
     state = state | {"totals": distributed.sums(state["totals"]), "scaler": parts["scaler"].state_dict()}
-    if distributed.rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    distributed.barrier()
     tensors = {}
     for name, parameter in parts["policy"].named_parameters():
         tensors[name] = parameter.detach()
@@ -50,35 +57,103 @@ def save_checkpoint(directory, parts, state):
             tensors[f"{name}/{key}"] = value
     tensors |= reference_tensors(parts)
     try:
+        if distributed.rank() == 0:
+            for left in directory.glob("*.partial"):
+                shutil.rmtree(left)
+            partial.mkdir(parents=True)
+        distributed.barrier()
         with warnings.catch_warnings(action="ignore"):  # that there is one process
             dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial))
-    except dcp.api.CheckpointException as error:
-        raise OSError(f"{path}: cannot be written: {reason(error)}") from error
-    if distributed.rank() == 0:
-        with write_atomically(partial / "state.json") as file:
-            file.write(json.dumps(state).encode())
-        os.replace(partial, path)
-        for old in directory.glob("step-*"):
-            if old != path:
-                shutil.rmtree(old)
+        if distributed.rank() == 0:
+            seal(partial, state)
+            sync(directory.parent / "metrics.jsonl")  # its lines up to this step must not be lost when this is found
+            if path.exists():  # a damaged one, or the run would not be here again
+                shutil.rmtree(path)
+            os.replace(partial, path)
+            sync(directory)
+            prune(directory, state["step"])
+    except (OSError, dcp.api.CheckpointException) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"{path}: cannot be written: {reason(error)}; the checkpoint before it is intact") from error
 
 
-def load_checkpoint(directory, parts):
-    """Put the newest checkpoint into `parts` and return its state, or None where there is none.
+def seal(path, state):
+    """Write state.json, and then, last of all, manifest.json with the SHA-256 of every file."""
+    with write_atomically(path / "state.json") as file:
+        file.write(json.dumps(state).encode())
+    hashes = {file.name: sha256(file) for file in sorted(path.iterdir())}
+    with write_atomically(path / MANIFEST) as file:
+        file.write(json.dumps({"sha256": hashes}, indent=1).encode())
 
-    What the optimizer's groups hold is not in it: the configuration determines it.
+
+def prune(directory, step):
+    """Keep the checkpoint of `step` and the one before it; those after it were damaged, or it would not be the newest."""
+    paths = found(directory)
+    kept = [path for path in paths if number(path) <= step][-2:]
+    for path in paths:
+        if path not in kept:
+            shutil.rmtree(path)
+
+
+def found(directory):
+    """The checkpoints in a directory, whole or not, in the order of their steps."""
+    return sorted((path for path in directory.glob("step-*") if NAME.fullmatch(path.name)), key=number)
+
+
+def number(path):
+    """The step of a checkpoint."""
+    return int(path.name.removeprefix("step-"))
+
+
+def load_checkpoint(directory, parts, warn=print):
+    """Put the newest whole checkpoint into `parts` and return its state, or None where there is none at all.
+
+    One that is cut short or altered is passed over with a warning, for the one before it. What the optimizer's groups
+    hold is not in it: the configuration determines it.
 
     Raises:
-        OSError: it is damaged, or of another model.
+        OSError: there are some, and each is damaged, or of another model.
     """
+    paths = distributed.everyone(found(Path(directory) / "checkpoint"))[0]
+    for path in reversed(paths):
+        trouble = distributed.everyone(damage(path) if distributed.rank() == 0 else None)[0]
+        try:
+            if trouble is None:
+                return read_checkpoint(path, parts)
+        except Damaged as error:
+            trouble = str(error)
+        if path != paths[0]:
+            warn(f"{path}: {trouble}; the checkpoint before it is used")
+    if paths:
+        raise OSError(f"{path}: {trouble}; it cannot be resumed, and there is no checkpoint before it")
+    return None
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be used; the message is the reason."""
+
+
+def damage(path):
+    """What is wrong with the files of a checkpoint, by its manifest; None if nothing is."""
+    try:
+        hashes = read_json(path / MANIFEST)["sha256"]
+        missing = {"state.json", ".metadata"} - hashes.keys()
+        wrong = [name for name, digest in hashes.items() if Path(name).name != name or sha256(path / name) != digest]
+        return f"damaged ({(*missing, *wrong)[0]})" if missing or wrong else None
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        return f"damaged ({error.strerror if isinstance(error, OSError) else error or MANIFEST})"
+
+
+def read_checkpoint(path, parts):
+    """Put one checkpoint into `parts` and return its state; `Damaged` if it is that, or of another model."""
     import torch.distributed.checkpoint as dcp
 
-    paths = [path for path in (Path(directory) / "checkpoint").glob("step-*") if path.suffix != ".partial"]
-    if not paths:
-        return None
-    path, optimizer, tensors, places = max(paths), parts["optimizer"], {}, {}
+    optimizer, tensors, places = parts["optimizer"], {}, {}
     try:
         state = read_json(path / "state.json")
+        plain = [state["step"], state["best"], *state["totals"].values()]
+        if not all(type(value) in (int, float) for value in plain) or path.name != f"step-{state['step']:08d}":
+            raise ValueError("state.json")
         reader, planner = reader_of_data(path)
         contents = reader.read_metadata().state_dict_metadata
         for name, parameter in parts["policy"].named_parameters():
@@ -92,12 +167,13 @@ def load_checkpoint(directory, parts):
         tensors |= reference_tensors(parts)
         with warnings.catch_warnings(action="ignore"):
             dcp.load(tensors, storage_reader=reader, planner=planner)
+        optimizer.state.clear()
         for entry, (parameter, key) in places.items():
             optimizer.state[parameter][key] = tensors[entry]
         parts["scaler"].load_state_dict(state.pop("scaler"))
         state["totals"] = {} if distributed.rank() else state["totals"]
     except (Exception, dcp.api.CheckpointException) as error:
-        raise OSError(f"{path}: damaged, or of another model ({reason(error)}); it cannot be resumed") from error
+        raise Damaged(f"damaged, or of another model ({reason(error)})") from error
     return state
 
 
@@ -108,9 +184,11 @@ def reference_tensors(parts):
 
 
 def reason(error):
-    """The class of an error; of the first one inside, where processes report together."""
+    """What an error says, in one line; what the first one inside says, where processes report together."""
     failures = list(getattr(error, "failures", {}).values())
-    return type(failures[0][0] if failures else error).__name__
+    error = failures[0][0] if failures else error
+    text = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class Contents(pickle.Unpickler):
@@ -141,7 +219,14 @@ def reader_of_data(path):
     class Reader(dcp.FileSystemReader):
         def read_metadata(self, *args, **kwargs):
             with open(Path(self.path) / ".metadata", "rb") as file:
-                return Contents(file).load()
+                content = file.read(MAX_CONTENTS + 1)
+            if len(content) > MAX_CONTENTS:
+                raise pickle.UnpicklingError("the table of contents is too large")
+            metadata = Contents(io.BytesIO(content)).load()
+            for place in metadata.storage_data.values():
+                if Path(place.relative_path).name != place.relative_path:
+                    raise pickle.UnpicklingError(f"{place.relative_path} is not a file in the same directory")
+            return metadata
 
     class Planner(dcp.DefaultLoadPlanner):
         def load_bytes(self, read_item, value):
