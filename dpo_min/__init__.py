@@ -22,6 +22,7 @@ READING_ORDER = (
     "generate",
     "evaluate",
     "options",
+    "config",
     "optimizer",
     "run",
 )

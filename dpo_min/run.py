@@ -103,10 +103,11 @@ class Totals(dict):
     """Sums of metrics over pairs, so that a mean is exact however the pairs were divided into batches."""
 
     def add(self, metrics, loss_sum):
-        """Add name → (B,) metrics, and the sum of the losses, a scalar."""
+        """Add name → (B,) metrics, and the sum of the losses, a scalar; they stay on their device until `settle`."""
         for name, values in (metrics | {"loss": loss_sum}).items():
             dtype = torch.promote_types(values.dtype, torch.float32)
-            self[name] = self.get(name, 0.0) + values.detach().sum(dtype=dtype).item()
+            total = values.detach().sum(dtype=dtype)
+            self[name] = self.get(name, 0.0) + (total if total.device.type == "mps" else total.double())  # it has none
 
     def count(self, pairs, denominator, chosen_only):
         """Count what was added: pairs, what the loss is a mean over (pairs, or tokens), and tokens seen.
@@ -119,6 +120,11 @@ class Totals(dict):
         for name, number in (("pairs", len(pairs)), ("denominator", denominator), ("tokens", tokens)):
             self[name] = self.get(name, 0) + number
 
+    def settle(self):
+        """Name → number: itself, with every sum as a plain number; the device is waited for."""
+        self.update({name: total.item() if torch.is_tensor(total) else total for name, total in self.items()})
+        return dict(self)
+
     def means(self):
         """The mean of every metric; the sums start again from nothing."""
         pairs, denominator, loss = self.pop("pairs"), self.pop("denominator"), self.pop("loss")
@@ -126,6 +132,20 @@ class Totals(dict):
         line = {"pairs": pairs, "loss": loss / denominator} | {name: total / pairs for name, total in self.items()}
         self.clear()
         return line
+
+
+def check_losses(losses):
+    """Check (loss, names of its rows) of all processes' micro-batches.
+
+    Raises:
+        FloatingPointError: one is not finite; its rows are named.
+    """
+    finite = torch.stack([loss for loss, _ in losses]).isfinite().tolist() if losses else []
+    trouble = [
+        f"the loss is {loss.item()} on {rows}" for (loss, rows), fine in zip(losses, finite, strict=True) if not fine
+    ]
+    for first, *_ in filter(None, distributed.everyone(trouble)):
+        raise FloatingPointError(first)
 
 
 class Log:
@@ -157,7 +177,7 @@ class Log:
 
     def write(self, split, step, totals, **more):
         """Write and show the means of `totals` over all processes; it starts again. Returns the line."""
-        totals.update(distributed.sums(totals))
+        totals.update(distributed.sums(totals.settle()))
         now = time.perf_counter()
         more["tokens_per_second"] = round(totals["tokens"] / (now - self.last), 1)
         pace = totals["pairs"] / (now - self.last)
