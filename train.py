@@ -5,130 +5,36 @@
     python train.py --data prefs.jsonl --loss-type sft      the supervised stage alone
     torchrun --nproc_per_node=8 train.py --data …           on eight devices
 
-Read from top to bottom: the options, the data, then (from `import torch` on) models, step, loop.
+Read from top to bottom: models, step, loop; dpo_min/config.py has the flags.
 """
 
 import functools
+import importlib
 import math
 import sys
-from dataclasses import MISSING, asdict, dataclass, replace
-from itertools import islice
-from pathlib import Path
+from dataclasses import replace
+from itertools import chain, islice
 
 from dpo_min import options
 from dpo_min.cache import data_hash, read_pairs
-from dpo_min.options import (
-    COUNT,
-    FRACTION,
-    LENGTH,
-    NATURAL,
-    NOISE_RATE,
-    NOT_NEGATIVE,
-    POSITIVE,
-    PROBABILITY,
-    RATE,
-    SEED,
-    SIZE,
-    flag,
-)
-
-# The keys of losses.LOSSES, known here without PyTorch, and those of them that have an ε.
-PREFERENCE_LOSSES = ["sigmoid", "cdpo", "robust", "ipo", "hinge", "exo_pair", "discopop"]
-SMOOTHED = ["cdpo", "robust", "exo_pair"]
-SFT_LEARNING_RATE = 2e-3  # of a small GPT from scratch
-
-
-@dataclass
-class Config:
-    """Every flag: its default, and when to change it."""
-
-    data: list[str] = flag(MISSING, "preferences, .jsonl or .jsonl.gz")
-    eval_data: list[str] = flag([], "held-out preferences; instead of splitting some off --data")
-    eval_fraction: float = flag(0.05, "share of --data held out; 0 for none", FRACTION)
-    sft_data: list[str] = flag([], "fit the first model to the chosen side of these rows; default: of --data")
-    skip_bad_rows: bool = flag(False, "leave malformed rows out instead of stopping at them")
-    init: Path | None = flag(None, "model directory to start from; without it a small GPT is fitted first")
-    reference: Path | None = flag(None, "model directory of the reference, if it is not --init")
-    reference_refresh: int | None = flag(None, "steps after which the reference takes a step towards the policy", COUNT)
-    reference_alpha: float = flag(0.6, "length of that step; 1 makes it the policy", PROBABILITY)
-    tokenizer: str | None = flag(None, "bytes, gpt2 or a directory; default: --init's own, bytes without --init")
-    out: Path | None = flag(None, "run directory; default: runs/ and the name of the data")
-    loss_type: str = flag("sigmoid", "losses.py says when to use which; sft imitates", [*PREFERENCE_LOSSES, "sft"])
-    beta: float = flag(0.1, "lower: follow the preferences further from the reference; higher: stay", POSITIVE)
-    label_smoothing: float | None = flag(None, "rate of wrong labels to allow for; default: 0.1", NOISE_RATE)
-    reduce: str = flag("sum", "mean: score a completion by its mean token, blind to length", ["sum", "mean"])
-    epochs: float = flag(1.0, "passes over the data", POSITIVE)
-    max_steps: int | None = flag(None, "optimiser steps, instead of --epochs", COUNT)
-    sft_steps: int | None = flag(None, "length of the first fit; default: as long as what follows", COUNT)
-    batch_size: int = flag(32, "pairs per optimiser step; larger for noisier labels", COUNT)
-    micro_batch_size: int = flag(4, "pairs per forward; smaller when memory runs out, same result", COUNT)
-    learning_rate: float | None = flag(None, "default: 1e-4, 2e-3 for sft; with --init 5e-6, 2e-5 for sft", RATE)
-    warmup_steps: int | None = flag(None, "default: a tenth of the run, 150 at most", NATURAL)
-    lr_schedule: str = flag("constant", "after the warm-up", ["constant", "linear", "cosine"])
-    optimizer: str = flag("adamw", "rmsprop is the paper's, and holds half the state", ["adamw", "rmsprop"])
-    weight_decay: float = flag(0.0, "pull of the matrices towards zero", NOT_NEGATIVE)
-    max_grad_norm: float = flag(1.0, "gradients longer than this are shortened to it", POSITIVE)
-    max_length: int | None = flag(None, "tokens of prompt + completion; default: 512, or --block-size", LENGTH)
-    max_prompt_length: int | None = flag(None, "tokens a truncated prompt keeps; default: half of --max-length", COUNT)
-    n_layer: int = flag(4, "blocks of the GPT that is fitted from scratch", SIZE)
-    n_head: int = flag(4, "its attention heads", SIZE)
-    n_embd: int = flag(128, "its width", SIZE)
-    block_size: int | None = flag(None, "its longest sequence; default: --max-length", LENGTH)
-    dtype: str = flag("auto", "auto: bfloat16 on CUDA, float32 elsewhere", ["auto", "float32", "bfloat16", "float16"])
-    device: str = flag("auto", "where to compute", ["auto", "cpu", "cuda", "mps"])
-    checkpoint_activations: bool = flag(False, "compute each block twice to hold only its input: less memory, slower")
-    compile: bool = flag(False, "torch.compile both models: a slow start, then faster steps")
-    shard: bool = flag(False, "under torchrun, FSDP instead of DDP: when one device cannot hold the training state")
-    seed: int = flag(0, "initial weights, split and order of the data", SEED)
-    resume: bool = flag(False, "continue the run in --out from its checkpoint")
-    log_every: int = flag(10, "steps between train lines of metrics.jsonl", COUNT)
-    eval_every: int = flag(100, "steps between evaluations", COUNT)
-    save_every: int = flag(200, "steps between checkpoints", COUNT)
-
-    @property
-    def cache(self):
-        """Where the data's pairs are kept, beside the run: the next run on the same data finds them there."""
-        return self.out.parent / "cache"
-
-
-# (when, the flags that then have no effect, why): giving one of them is an error.
-WITHOUT_EFFECT = (
-    (lambda c: c.loss_type == "sft", "beta label_smoothing reduce reference reference_refresh", "with --loss-type sft"),
-    (lambda c: not c.reference_refresh, "reference_alpha", "without --reference-refresh"),
-    (lambda c: c.loss_type == "sft", "sft_steps sft_data", "with --loss-type sft, which is that fit itself"),
-    (lambda c: c.loss_type not in SMOOTHED, "label_smoothing", f"except with --loss-type {', '.join(SMOOTHED)}"),
-    (lambda c: c.init, "n_layer n_head n_embd block_size sft_steps sft_data", "with --init, which is a fitted model"),
-    (lambda c: not c.init, "reference", "without --init: the reference is the model that is fitted first"),
-    (lambda c: c.max_steps, "epochs", "with --max-steps"),
-    (lambda c: c.eval_data, "eval_fraction", "with --eval-data"),
-    (lambda c: not c.eval_data and c.eval_fraction == 0, "eval_every", "without held-out rows"),
-    (lambda c: options.processes() == 1, "shard", "in one process: torchrun starts more"),
-)
-
-
-def read_options(argv):
-    """The config of a command line; ValueError for a flag that is wrong, or that would have no effect."""
-    config, given = options.parse(Config, argv, __doc__.split("\n")[0])
-    for applies, flags, reason in WITHOUT_EFFECT:
-        if applies(config):
-            options.refuse(given, flags.split(), reason)
-    if config.n_embd % config.n_head:
-        raise ValueError(f"--n-embd {config.n_embd} must be a multiple of --n-head {config.n_head}")
-    if config.learning_rate is None:
-        scratch, init = (SFT_LEARNING_RATE, 2e-5) if config.loss_type == "sft" else (1e-4, 5e-6)
-        config.learning_rate = init if config.init else scratch
-    config.out = config.out or Path("runs") / Path(config.data[0]).name.split(".")[0]
-    options.check_out(config.out, config.resume)
-    return config
+from dpo_min.config import SFT_LEARNING_RATE, read_options
+from dpo_min.resume import HASHES, check_flags, flags_of, versions
 
 
 def prepare(argv):
     """(config, tokenizer, sets of pairs); a mistake in flags or rows ends the program with one line and exit code 2."""
     options.print_once()
     try:
-        config = read_options(argv)
+        config, given = read_options(argv, __doc__.split("\n")[0])
         tokenizer = options.resolve_lengths(config)
-        return config, tokenizer, read_pairs(config, tokenizer)
+        if config.resume:
+            check_flags(config, tokenizer)
+        if config.device not in ("auto", "cpu"):  # not after minutes of data; PyTorch is loaded for this one answer
+            importlib.import_module("dpo_min.run").choose_device(config.device, config.dtype)
+        sets = read_pairs(config, tokenizer)
+        if not sets[1]:
+            options.refuse(given, ["eval_every", "max_kl"], "without held-out rows, and none fell to --eval-fraction")
+        return config, tokenizer, sets
     except ValueError as error:
         options.stop(error)
     except OSError as error:
@@ -138,7 +44,11 @@ def prepare(argv):
 
 
 # Flags and rows are checked before PyTorch is imported, which takes seconds: a mistake is named at once.
-PREPARED = prepare(sys.argv[1:]) if __name__ == "__main__" else None
+if __name__ == "__main__":
+    sys.stdout = options.Steady(sys.stdout)
+    options.on_signals(options.interrupt)
+    PREPARED = prepare(sys.argv[1:])
+    options.on_signals(options.quit_at_once)
 
 import torch
 
@@ -147,10 +57,11 @@ from dpo_min.checkpoint import load_checkpoint, save_checkpoint
 from dpo_min.evaluate import preference_metrics
 from dpo_min.gpt import GPT, GPTConfig
 from dpo_min.losses import LOSSES, sft_loss
-from dpo_min.optimizer import make_optimizer, schedule
-from dpo_min.packing import batch_logps, batches, pack
+from dpo_min.optimizer import default_warmup, make_optimizer, schedule
+from dpo_min.packing import ahead, batch_logps, batches, pack
 from dpo_min.preference import margin
 from dpo_min.reference import ReferenceLogps, follow, model_fingerprint
+from dpo_min.watch import Watch, sampled_kl
 from dpo_min.weights import load_model
 
 
@@ -175,7 +86,8 @@ class Stage:
     def __init__(self, config, policy, reference, directory):
         """The reference is None for sft; metrics and checkpoint go to `directory`."""
         self.config, self.policy, self.reference, self.directory = config, policy, reference, directory
-        self.sft, self.stored = reference is None, None
+        self.sft, self.stored, self.kl = reference is None, None, None
+        self.overflows = 0  # steps that float16's scaler skipped
         self.device, dtype = run.choose_device(config.device, config.dtype)
         self.autocast = torch.autocast(self.device, dtype, enabled=dtype != torch.float32)
         self.scaler = torch.amp.GradScaler(self.device, enabled=dtype == torch.float16)
@@ -189,14 +101,13 @@ class Stage:
         self.logps = distributed.wrap(policy, config.shard)  # before the optimizer: FSDP makes new parameters
         self.optimizer = make_optimizer(config.optimizer, policy, config.learning_rate, config.weight_decay)
 
-    def loss(self, pairs, denominator):
+    def loss(self, pairs, batch, denominator):
         """The share of these pairs in the loss of a step, a scalar, and their metrics: name → (B,).
 
         `denominator` counts the pairs of the whole step (for sft its scored tokens), so that the shares
         of micro-batches of any sizes add up to the loss of the full batch.
         """
         config = self.config
-        batch = pack(pairs, chosen_only=self.sft).to(self.device)
         if self.sft:
             logps = self.logps(batch)  # (B,)
             return sft_loss(logps, denominator), {"logps/chosen": logps.detach()}
@@ -210,43 +121,56 @@ class Stage:
         losses = LOSSES[config.loss_type].value(h, config.beta, config.label_smoothing)  # (B,)
         return losses.sum() / denominator, preference_metrics(policy_logps, reference_logps, config.beta)
 
-    def accumulate(self, pairs, totals, backward=lambda loss: None):
-        """`loss` and `backward` over this process's micro-batches; sums over pairs are added to `totals`."""
+    def packed(self, pairs):
+        """Yield this process's micro-batches of a step: (pairs, their batch, weight, the last?)."""
+        for micro, *rest in distributed.micro_batches(pairs, self.config.micro_batch_size):
+            yield micro, pack(micro, chosen_only=self.sft), *rest
+
+    def accumulate(self, pairs, packed, totals, backward=lambda loss: None):
+        """`loss` and `backward` over micro-batches; sums over pairs are added to `totals`. Returns the losses."""
         denominator = sum(len(pair.chosen_ids) for pair in pairs) if self.sft else len(pairs)
-        for micro, weight in distributed.micro_batches(self.logps, pairs, self.config.micro_batch_size):
-            with self.autocast:
-                loss, metrics = self.loss(micro, denominator)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss.item()} on {', '.join(pair.source for pair in micro)}")
-            backward(loss * weight)
+        losses = []  # of every micro-batch, on its device, with the rows that it is of
+        for micro, batch, weight, last in packed:
+            with distributed.sync(self.logps, last):
+                with self.autocast:
+                    loss, metrics = self.loss(micro, batch.to(self.device), denominator)
+                backward(loss * weight)
+            losses.append((loss.detach(), ", ".join(pair.source for pair in micro)))
             if weight:
                 totals.add(metrics, loss * denominator)
         totals.count(pairs, denominator, chosen_only=self.sft)
+        return losses
 
     def store_reference(self, pairs, held_out, directory):
         """Score with the reference, once, every pair that this run will see, and let the model go."""
-        config = self.config
-        steps, epoch_steps = count_steps(config, pairs)
-        chunks = islice(batches(pairs, config.batch_size, config.seed), min(steps, epoch_steps))
+        config, total = self.config, len(pairs) + len(held_out)
+        steps = islice(batches(pairs, config.batch_size, config.seed), min(count_steps(config, pairs)))
         size = config.micro_batch_size
-        groups = [m for chunk in (*chunks, held_out) for m, _ in distributed.micro_batches(self.logps, chunk, size)]
+        groups = (group for step in chain(steps, [held_out]) for group, *_ in distributed.micro_batches(step, size))
         names = ("batch_size", "micro_batch_size", "seed", "compile", "dtype")
         key = {name: getattr(config, name) for name in names} | {"device": self.device}
         key |= {"weights": model_fingerprint(self.reference), "threads": torch.get_num_threads()}
         self.stored = ReferenceLogps(directory, key)
-        self.stored.fill(self.reference, groups, self.device, self.autocast)
+        self.stored.fill(self.reference, groups, self.device, self.autocast, total)
         self.reference = None
 
-    def step(self, pairs, totals):
+    def step(self, pairs, packed, totals):
         """One optimiser step; returns the gradient's norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.accumulate(pairs, totals, backward=lambda loss: self.scaler.scale(loss).backward())
+        losses = self.accumulate(pairs, packed, totals, backward=lambda loss: self.scaler.scale(loss).backward())
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-        norm = distributed.whole(norm).item()
-        # Above scale 1 an infinite gradient is float16's overflow: the scaler skips the step and halves itself.
-        if not math.isfinite(norm) and self.scaler.get_scale() <= 1:
-            raise FloatingPointError(f"the gradient is {norm} on {', '.join(pair.source for pair in pairs)}")
+        size = torch.nn.utils.get_total_norm(self.policy.parameters())
+        numbers = [*map(distributed.whole, (norm, size)), *(loss for loss, _ in losses)]
+        norm, size, *rest = torch.stack([x.float() for x in numbers]).tolist()  # here a step waits for the device
+        if distributed.any_of(not all(map(math.isfinite, (norm, size, *rest)))):
+            run.check_losses(losses)
+            # Above scale 1 an infinite gradient is float16's overflow: the scaler skips the step and halves itself.
+            overflow = not math.isfinite(norm) and self.scaler.get_scale() > 1
+            self.overflows += overflow
+            if not math.isfinite(size) or not (math.isfinite(norm) or overflow):
+                what = f"the gradient is {norm}" if math.isfinite(size) else f"the norm of the weights is {size}"
+                raise FloatingPointError(f"{what} on {', '.join(pair.source for pair in pairs)}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return norm
@@ -255,8 +179,10 @@ class Stage:
         """Write the metrics of the held-out pairs; returns their loss."""
         totals = run.Totals()
         with torch.no_grad():
-            self.accumulate(held_out, totals)
-        return log.write("eval", step, totals)["loss"]
+            run.check_losses(self.accumulate(held_out, self.packed(held_out), totals))
+            with self.autocast:
+                kl = {"kl": self.kl()} if self.kl else {}
+        return log.write("eval", step, totals, **kl)["loss"]
 
     def fit(self, pairs, held_out, label, save_best=lambda: None):
         """Train to the last step; False when it was interrupted, and saved, before."""
@@ -265,32 +191,47 @@ class Stage:
             parts["reference"] = self.reference
         steps, epoch_steps = count_steps(config, pairs)
         state = load_checkpoint(self.directory, parts) if config.resume else None
-        state = state or {"step": 0, "best": math.inf, "totals": {}}
-        first, best, totals = state["step"], state["best"], run.Totals(state["totals"])
-        log = run.Log(self.directory, label, steps, epoch_steps, first)
+        state = state or {"step": 0, "best": math.inf, "totals": {}, "closing": [], "overflows": 0}
+        first, best, totals, self.overflows = (
+            state["step"],
+            state["best"],
+            run.Totals(state["totals"]),
+            state["overflows"],
+        )
+        if first > steps:
+            raise ValueError(f"--resume: the run has taken {first} steps, more than the {steps} it is now to have")
+        log = run.Log(self.directory, label, steps, epoch_steps, first, state["closing"], Watch(config).look)
         step, order = first, islice(batches(pairs, config.batch_size, config.seed), first, steps)
+        ready = ahead(lambda chunk: (chunk, list(self.packed(chunk))), order)
         try:
             if held_out and step == 0:
                 self.evaluate(held_out, log, step)
             with run.Interrupt() as interrupt:
-                for step, chunk in enumerate(order, first + 1):
+                for step, (chunk, packed) in enumerate(ready, first + 1):
                     rate = config.learning_rate * schedule(config.lr_schedule, step, steps, config.warmup_steps)
                     for group in self.optimizer.param_groups:
                         group["lr"] = rate
-                    norm = self.step(chunk, totals)
+                    norm = self.step(chunk, packed, totals)
                     if config.reference_refresh and step % config.reference_refresh == 0:
                         follow(self.reference, self.policy, config.reference_alpha)
-                    if step == 1 or step % config.log_every == 0 or step == steps:
-                        log.write("train", step, totals, grad_norm=norm, learning_rate=rate)
+                    # The last step has both lines. What a longer run would not have there is its closing: such a
+                    # run goes on from sums and a best loss that know nothing of it.
+                    due = {"train": step == 1 or step % config.log_every == 0, "eval": step % config.eval_every == 0}
+                    closing = [split for split, now in due.items() if step == steps and not now]
+                    kept = totals.settle() if "train" in closing else totals
+                    if due["train"] or step == steps:
+                        more = {"overflows": self.overflows} if self.scaler.is_enabled() else {}
+                        log.write("train", step, totals, grad_norm=norm, learning_rate=rate, **more)
                     log.tick(step)
-                    if held_out and (step % config.eval_every == 0 or step == steps):
+                    if held_out and (due["eval"] or step == steps):
                         loss = self.evaluate(held_out, log, step)
                         if loss < best:
-                            best = loss
+                            best = best if "eval" in closing else loss
                             save_best()
                     stopping = distributed.any_of(interrupt.requested)
                     if step % config.save_every == 0 or step == steps or stopping:
-                        state = {"step": step, "best": best, "totals": dict(totals)}
+                        state = {"step": step, "best": best, "totals": run.Totals(kept).settle()}
+                        state |= {"closing": closing, "overflows": self.overflows}
                         save_checkpoint(self.directory, parts, state)
                     if stopping:
                         return False
@@ -299,31 +240,53 @@ class Stage:
         return True
 
 
+def settings_of(config, tokenizer, pairs, policy, reference):
+    """What determines a run, name → value, as its config.json keeps it."""
+    steps = count_steps(config, pairs)[0]
+    if config.warmup_steps is None:
+        config.warmup_steps = default_warmup(steps)
+    if not config.init and config.loss_type != "sft":
+        config.sft_steps = config.sft_steps or steps
+    device, dtype = run.choose_device(config.device, config.dtype)
+    hashes = [data_hash(paths, config.cache) for paths in (config.data, config.eval_data, config.sft_data)]
+    hashes += [tokenizer.fingerprint(), config.init and model_fingerprint(policy)]
+    hashes += [reference and model_fingerprint(reference)]
+    where = {"device": device, "dtype": str(dtype).removeprefix("torch."), "versions": versions()}
+    where |= {"processes": distributed.world_size(), "threads": torch.get_num_threads(), "steps": steps}
+    return flags_of(config) | where | dict(zip(HASHES, hashes, strict=True))
+
+
 def train(config, tokenizer, sets):
-    """Models, the first fit where one is needed, and the run; returns the exit code."""
-    pairs, held_out, sft_pairs = sets
+    """Models, their settings compared with the run's if it goes on, and the run; returns the exit code."""
     run.keep_heap()
     try:
         distributed.start(run.choose_device(config.device, config.dtype)[0])
         policy, reference = build_models(config, tokenizer)
-        settings = {name: value for name, value in asdict(config).items() if name not in ("resume", "out", "shard")}
-        settings["data_sha256"] = data_hash(config.data + config.eval_data + config.sft_data, config.cache)
-        settings["reference_sha256"] = model_fingerprint(reference) if reference else None
-        run.open_run(config.out, settings)
+        settings = settings_of(config, tokenizer, sets[0], policy, reference)
+        with run.opened(config, settings):
+            return train_models(config, tokenizer, sets, policy, reference)
     except ValueError as error:
         options.stop(error)
+
+
+def train_models(config, tokenizer, sets, policy, reference):
+    """The first fit where one is needed, and the run; returns the exit code."""
+    pairs, held_out, sft_pairs = sets
     save = functools.partial(run.save_model_directory, tokenizer=tokenizer)
     finished = True
     if reference is None and config.loss_type != "sft":
         fitted = config.out / "reference"
         if not (fitted / "config.json").exists():
-            steps = config.sft_steps or count_steps(config, pairs)[0]
+            # A fit of its own, which knows nothing of the flags of what follows.
             sft = replace(
                 config,
                 loss_type="sft",
-                max_steps=steps,
+                max_steps=config.sft_steps,
                 learning_rate=SFT_LEARNING_RATE,
                 lr_schedule="cosine",
+                warmup_steps=None,
+                optimizer="adamw",
+                weight_decay=0.0,
                 reference_refresh=None,
             )
             finished = Stage(sft, policy, None, fitted).fit(sft_pairs, held_out, "first fit")
@@ -331,8 +294,12 @@ def train(config, tokenizer, sets):
                 save(policy, directory=fitted)
         if finished:
             policy, reference = load_model(fitted), load_model(fitted)
+            run.note_reference(config.out, model_fingerprint(reference))
     if finished:
         stage = Stage(config, policy, reference, config.out)
+        if config.max_kl:
+            asked = sampled_kl, policy, reference, held_out, tokenizer.end_of_text, config.seed
+            stage.kl = functools.partial(*asked)
         del reference  # the stage lets it go once its log-probabilities are stored
         if not stage.sft and not config.reference_refresh:
             stage.store_reference(pairs, held_out, config.cache)

@@ -23,7 +23,10 @@ READING_ORDER = (
     "generate",
     "evaluate",
     "options",
+    "config",
     "lint",
     "optimizer",
+    "resume",
+    "watch",
     "run",
 )

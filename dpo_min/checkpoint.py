@@ -81,13 +81,13 @@ def seal(path, state):
     """Write state.json, and then, last of all, manifest.json with the SHA-256 of every file."""
     with write_atomically(path / "state.json") as file:
         file.write(json.dumps(state).encode())
-    hashes = {file.name: sha256(file) for file in sorted(path.iterdir())}
+    hashes = {file.name: sha256(file) for file in sorted(path.iterdir()) if file.name != MANIFEST}
     with write_atomically(path / MANIFEST) as file:
         file.write(json.dumps({"sha256": hashes}, indent=1).encode())
 
 
 def prune(directory, step):
-    """Keep the checkpoint of `step` and the one before it; those after it were damaged, or it would not be the newest."""
+    """Keep the checkpoint of `step` and the one before it. Any after it are damaged: the run went on from before."""
     paths = found(directory)
     kept = [path for path in paths if number(path) <= step][-2:]
     for path in paths:

@@ -69,21 +69,18 @@ def any_of(flag):
 
 def sums(numbers):
     """Name → number, added up over the processes; a name may be missing in some of them."""
-    if world_size() == 1:
-        return dict(numbers)
-    everyone = [None] * world_size()
-    dist.all_gather_object(everyone, dict(numbers))
-    names = dict.fromkeys(name for one in everyone for name in one)
-    return {name: sum(one.get(name, 0) for one in everyone) for name in names}
+    shares = everyone(numbers)
+    names = dict.fromkeys(name for share in shares for name in share)
+    return {name: sum(share.get(name, 0) for share in shares) for name in names}
 
 
-def union(mapping):
-    """The dictionaries of all processes as one."""
+def everyone(thing):
+    """What each process has at this place, as a list in the order of their numbers."""
     if world_size() == 1:
-        return mapping
-    everyone = [None] * world_size()
-    dist.all_gather_object(everyone, mapping)
-    return {key: value for one in everyone for key, value in one.items()}
+        return [thing]
+    things = [None] * world_size()
+    dist.all_gather_object(things, thing)
+    return things
 
 
 class Logps(nn.Module):
@@ -117,22 +114,29 @@ def wrap(model, shard=False):
     return module
 
 
-def micro_batches(module, pairs, size):
-    """Yield this process's share of a step's pairs in micro-batches of at most `size`, each with its weight.
+def micro_batches(pairs, size):
+    """Yield this process's share of a step's pairs in micro-batches of at most `size`: (pairs, weight, the last?).
 
     Every process takes every world_size-th pair, so that all get pairs of like lengths, and all take part in
     equally many micro-batches: a process with nothing left repeats a pair with weight 0. The other weights are
-    world_size, because DDP and FSDP divide the sum of gradients by it. DDP adds them up with the last micro-batch
-    only; FSDP with each, since whole gradients kept in between would cost the memory that it is there to save.
+    world_size, because DDP and FSDP divide the sum of gradients by it.
     """
     world = world_size()
     share = pairs[rank() :: world]
     most = -(-len(pairs) // world)  # pairs of the largest share
     for start in range(0, most, size):
-        wait = start + size < most and isinstance(module, nn.parallel.DistributedDataParallel)
-        with module.no_sync() if wait else nullcontext():
-            micro = share[start : start + size]
-            yield (micro, world) if micro else (pairs[:1], 0)
+        micro = share[start : start + size]
+        yield (micro or pairs[:1]), (world if micro else 0), start + size >= most
+
+
+def sync(module, last):
+    """The context of one micro-batch's forward and backward; `last`, whether it is the step's last.
+
+    DDP adds up the gradients with the last one only; FSDP with each, since whole gradients kept in between would
+    cost the memory that it is there to save.
+    """
+    ddp = isinstance(module, nn.parallel.DistributedDataParallel)
+    return module.no_sync() if ddp and not last else nullcontext()
 
 
 def whole(tensor):

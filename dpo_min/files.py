@@ -8,6 +8,11 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows: nobody is kept out
+    fcntl = None
+
 MAX_JSON = 2**26  # bytes; GPT-2's vocabulary takes one million, and Python needs up to 30 times as much
 ABANDONED = 3600  # seconds without a write after which an unfinished file is taken for a dead process's
 
@@ -59,6 +64,32 @@ def write_atomically(path):
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class Lock:
+    """One program at a time: a lock on a file, which ends with the process that holds it, however that ends."""
+
+    def __init__(self, path):
+        """Take it.
+
+        Raises:
+            BlockingIOError: another holds it.
+            OSError: the file cannot be made.
+        """
+        self.file = open(path, "ab")  # noqa: SIM115
+        if fcntl:
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BaseException:
+                self.file.close()
+                raise
+
+    def __enter__(self):
+        """It is held since it was made."""
+
+    def __exit__(self, *error):
+        """Give it back."""
+        self.file.close()
 
 
 def sync(path):

@@ -4,13 +4,14 @@ import argparse
 import difflib
 import math
 import os
+import signal
 import sys
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin
 
-from dpo_min.files import read_json
+from dpo_min.files import Lock, read_json
 from dpo_min.tokenizer import load_tokenizer
 
 
@@ -116,23 +117,47 @@ def refuse(given, names, reason):
             raise ValueError(f"--{name.replace('_', '-')} has no effect {reason}; leave it out")
 
 
+LOCK = ".lock"  # held by the run that writes in a directory
 RUN_FILES = ("config.json", "metrics.jsonl", "model", "best", "reference", "checkpoint")
+SAVED = ("model", "best", "reference/config.json", "checkpoint/step-*", "reference/checkpoint/step-*")
 
 
-def check_out(directory, resume):
-    """Raise ValueError unless `directory` is free for a new run, or holds one if it is to be resumed."""
+def check_out(directory, resume, held=False):
+    """Raise ValueError unless `directory` is free for a new run, or holds one if it is to be resumed.
+
+    A run that stopped before it saved anything leaves its directory free. `held`: whether this program has its lock.
+    """
     try:
         found = [name for name in RUN_FILES if (directory / name).exists()]
         if directory.exists() and not directory.is_dir():
             raise ValueError(f"--out {directory} is not a directory")
+        saved = any(next(directory.glob(pattern), None) for pattern in SAVED)
+        if not held and (directory / LOCK).exists():
+            hold(directory).__exit__()
     except OSError as error:
         raise ValueError(f"--out {directory}: {error.strerror}") from error
-    if found and not resume:
+    if found and not resume and (saved or not is_run(directory)):
         raise ValueError(
             f"--out {directory} already holds a run or a model ({found[0]}): choose another, or continue with --resume"
         )
     if resume and "config.json" not in found:
         raise ValueError(f"--resume: --out {directory} holds no run")
+
+
+def is_run(directory):
+    """Whether the config.json in a directory is a run's."""
+    try:
+        return "data_sha256" in read_json(directory / "config.json")
+    except ValueError:
+        return False
+
+
+def hold(directory):
+    """The `Lock` of a run directory; ValueError where another program holds it."""
+    try:
+        return Lock(directory / LOCK)
+    except BlockingIOError as error:
+        raise ValueError(f"--out {directory}: another run is writing there") from error
 
 
 def resolve_lengths(config):
@@ -155,12 +180,26 @@ def resolve_lengths(config):
     config.max_prompt_length = config.max_prompt_length or config.max_length // 2
     if config.max_prompt_length >= config.max_length:
         raise ValueError(f"--max-prompt-length must stay below --max-length, which is {config.max_length}")
+    if not config.init:
+        check_memory(config, *sizes["policy"])
     for name, (known, positions) in sizes.items():
         if tokenizer.vocab_size > known:
             raise ValueError(f"--tokenizer makes {tokenizer.vocab_size} token ids, the {name} knows only {known}")
         if config.max_length > positions:
             raise ValueError(f"--max-length {config.max_length}: the {name} has only {positions} positions")
     return tokenizer
+
+
+def check_memory(config, vocab_size, positions):
+    """ValueError where the GPT to be fitted, its gradient and AdamW's two moments are larger than the memory."""
+    width = config.n_embd
+    parameters = (vocab_size + positions + 2) * width + config.n_layer * (12 * width + 13) * width
+    needed = 4 * parameters * (4 if config.device == "cpu" else 1)  # elsewhere the rest is the device's
+    if hasattr(os, "sysconf") and needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise ValueError(
+            f"--n-layer {config.n_layer} --n-embd {width}: a GPT of {parameters:.2g} parameters takes "
+            f"{needed / 2**30:.0f} GiB, more than this machine's memory"
+        )
 
 
 def model_sizes(directory):
@@ -197,8 +236,62 @@ def first_to_fail():
 
 def print_once():
     """Of torchrun's processes, let the first alone print."""
-    if os.environ.get("RANK", "0") != "0":
+    if not first_process():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def first_process():
+    """Whether this is the first of torchrun's processes, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Steady:
+    """Standard output that outlives its reader: `train.py | head` goes on, unseen."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        """Whatever else a stream has."""
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        """Write, or go on into nothing."""
+        self.attempt(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self):
+        """Flush, or go on into nothing."""
+        self.attempt(self.stream.flush)
+
+    def attempt(self, action):
+        """Do something with the stream; when nobody reads it any more, send the rest to nowhere."""
+        try:
+            action()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+# Ctrl-C and SIGTERM, outside the steps of a run: those are finished first, by `run.Interrupt`.
+
+
+def on_signals(handler):
+    """Let both signals be handled so."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def interrupt(number, frame):
+    """The first signal becomes a KeyboardInterrupt; those that follow must not disturb what it does."""
+    on_signals(signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def quit_at_once(number, frame):
+    """Leave as if killed, which a run survives, but with a line: modules and C++ take no exception everywhere."""
+    if first_process():
+        os.write(2, f"\n{Path(sys.argv[0]).name}: stopped at once; if the run had begun, --resume goes on\n".encode())
+    os._exit(130)
 
 
 def processes():

@@ -1,5 +1,6 @@
 """`TokenizedPair`s → `Batch`: one row per pair, in which the prompt stands once and the two answers never meet."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import accumulate
 
@@ -26,14 +27,24 @@ class Batch:
 
     tokens: torch.Tensor  # (B, T)
     positions: torch.Tensor  # (B, T)
-    mask: torch.Tensor | None  # (B, T, T) boolean, on top of causality; None where no row has a rejected part
+    segments: torch.Tensor | None  # (B, T) PROMPT, CHOSEN, REJECTED or PADDING; None where no row has a rejected part
     predictors: torch.Tensor  # (S,) index into the B·T places: the one before each scored token
     targets: torch.Tensor  # (S,) the scored tokens
     lengths: torch.Tensor  # (2B,) or (B,) scored tokens of each completion, chosen then rejected; stays on the CPU
 
+    @property
+    def mask(self):
+        """(B, T, T) boolean, on top of causality: a part sees itself and the prompt; or None."""
+        if self.segments is None:
+            return None
+        query, key = self.segments[:, :, None], self.segments[:, None, :]
+        return (query == key) | (key == PROMPT)
+
     def to(self, device):
-        """The same batch on another device."""
+        """The same batch on another device; to CUDA from pinned memory, so that nobody waits for the copy."""
         *tensors, lengths = (getattr(self, field.name) for field in fields(self))
+        if torch.device(device).type == "cuda":
+            tensors = [x if x is None else x.pin_memory() for x in tensors]
         return Batch(*(x if x is None else x.to(device, non_blocking=True) for x in tensors), lengths)
 
 
@@ -48,7 +59,7 @@ def pack(pairs, chosen_only=False):
         raise ValueError("the prompt must have at least one token, got none")
     B, T = len(parts), max(sum(map(len, part)) for part in parts)
     tokens, positions = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long)
-    segments = torch.full((B, T), PADDING)
+    segments = torch.full((B, T), PADDING, dtype=torch.int8)
     predictors, targets = ([], []), ([], [])
     for i, (prompt, chosen, rejected) in enumerate(parts):
         x, c, end = accumulate((len(prompt), len(chosen), len(rejected)))
@@ -60,10 +71,8 @@ def pack(pairs, chosen_only=False):
                 predictors[side].extend(i * T + place for place in (x - 1, *range(first, first + len(ids) - 1)))
                 targets[side].extend(ids)
     lengths = [len(part[1]) for part in parts] + ([] if chosen_only else [len(part[2]) for part in parts])
-    query, key = segments[:, :, None], segments[:, None, :]
-    mask = None if chosen_only else (query == key) | (key == PROMPT)  # (B, T, T)
     flat = (torch.tensor(a + b) for a, b in (predictors, targets))
-    return Batch(tokens, positions, mask, *flat, torch.tensor(lengths))
+    return Batch(tokens, positions, None if chosen_only else segments, *flat, torch.tensor(lengths))
 
 
 def batch_logps(model, batch, reduce="sum"):
@@ -96,3 +105,15 @@ def batches(pairs, batch_size, seed):
         for step in [*steps, sorted(order[whole:], key=lengths.__getitem__)]:
             if step:
                 yield [pairs[i] for i in step]
+
+
+def ahead(function, items):
+    """Yield function(item) of each item in turn; while one is in use, a thread makes the next."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = None
+        for item in items:
+            made, waiting = waiting, thread.submit(function, item)
+            if made:
+                yield made.result()
+        if waiting:
+            yield waiting.result()

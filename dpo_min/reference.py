@@ -4,6 +4,7 @@ import hashlib
 import io
 import sys
 import time
+from array import array
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -11,8 +12,8 @@ import numpy as np
 import torch
 
 from dpo_min import distributed
+from dpo_min.files import write_atomically
 from dpo_min.packing import batch_logps, pack
-from dpo_min.weights import write_atomically
 
 FORMAT = 1
 
@@ -51,12 +52,11 @@ class ReferenceLogps:
 
     def __init__(self, directory, settings):
         text = repr((FORMAT, torch.__version__, sorted(settings.items())))
+        self.digests, self.logps = np.empty(0, "S16"), np.empty((0, 2))  # (N,) in order; (N, 2) chosen, rejected
         self.path = Path(directory) / f"reference-{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
-        self.logps = {}  # digest → (chosen, rejected)
         try:
             with np.load(io.BytesIO(self.path.read_bytes())) as file:
-                digests, logps = file["digests"], file["logps"]
-            self.logps = {digest.tobytes(): tuple(row) for digest, row in zip(digests, logps.tolist(), strict=True)}
+                self.add(np.frombuffer(file["digests"].tobytes(), "S16"), file["logps"])
         except FileNotFoundError:
             pass
         except (
@@ -71,30 +71,52 @@ class ReferenceLogps:
         ) as error:
             print(f"reference: {self.path} is damaged ({type(error).__name__}) and is made again")
 
+    def add(self, digests, logps):
+        """Take in numbers, (N, 2), under their digests, (N,), in place of what those stood for before."""
+        if logps.dtype != float or logps.shape != (len(digests), 2):
+            raise ValueError(f"{len(digests)} digests for log-probabilities {logps.shape}")
+        digests, logps = np.concatenate([digests, self.digests]), np.concatenate([logps, self.logps])
+        self.digests, first = np.unique(digests, return_index=True)
+        self.logps = logps[first]
+
+    def find(self, digests):
+        """(the place of each digest, whether it is there at all), two arrays of (N,)."""
+        wanted = np.array(digests, "S16")
+        places = np.searchsorted(self.digests, wanted)
+        places[places == len(self.digests)] = 0
+        return places, self.digests[places] == wanted if len(self.digests) else np.zeros(len(wanted), bool)
+
     @torch.no_grad()
-    def fill(self, model, groups, device, autocast):
+    def fill(self, model, groups, device, autocast, total=0):
         """Score every group of pairs of which one is missing, a forward each, and write the file.
+
+        Args: groups, lists of pairs, read one at a time; total, the number of pairs in them, for the progress.
 
         With several processes each brings groups of its own, and all end with the numbers of all.
         """
-        groups = [group for group in groups if not all(digest in self.logps for digest in group_digests(group)[1])]
-        live, start, shown = sys.stdout.isatty(), time.perf_counter(), 0.0
-        for done, group in enumerate(groups, 1):
-            with autocast:
-                logps = batch_logps(model, pack(group).to(device)).cpu().double().view(2, -1).T  # (B, 2)
-            for digests in group_digests(group):
-                self.logps |= zip(digests, map(tuple, logps.tolist()), strict=True)
+        live, start, shown, done, scored = sys.stdout.isatty(), time.perf_counter(), 0.0, 0, 0
+        digests, logps = bytearray(), array("d")  # of what is new: 64 bytes a pair
+        for group in groups:
+            done += len(group)
+            alone, together = group_digests(group)
+            if not self.find(together)[1].all():
+                scored += len(group)
+                with autocast:
+                    found = batch_logps(model, pack(group).to(device)).double().view(2, -1).T  # (B, 2)
+                digests += b"".join(alone + together)
+                logps.extend(found.repeat(2, 1).flatten().tolist())
             spent = time.perf_counter() - start
-            if spent - shown > (0.2 if live else 30) or (live and done == len(groups)):
-                shown, left = spent, int(spent / done * (len(groups) - done))
-                line = f"reference {done}/{len(groups)} batches  {left // 60}:{left % 60:02d} left"
-                print(f"\r\x1b[K{line}" if live else line, end="" if live and left else "\n", flush=True)
-        self.logps = distributed.union(self.logps)
-        if distributed.any_of(bool(groups)) and distributed.rank() == 0:
+            if spent - shown > (0.2 if live else 30) or (live and scored and done == total):
+                shown, left = spent, int(spent / done * (total - done))
+                line = f"reference {done}/{total} pairs  {left // 60}:{left % 60:02d} left"
+                print(f"\r\x1b[K{line}" if live else line, end="" if live and left > 0 else "\n", flush=True)
+        new = [part for part in distributed.everyone((bytes(digests), logps)) if part[0]]
+        for keys, values in new:
+            self.add(np.frombuffer(keys, "S16"), np.frombuffer(values).reshape(-1, 2))
+        if new and distributed.rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            digests = np.frombuffer(b"".join(self.logps), dtype=np.uint8).reshape(-1, 16)
             with write_atomically(self.path) as file:
-                np.savez(file, digests=digests, logps=np.array(list(self.logps.values())))
+                np.savez(file, digests=self.digests.view(np.uint8).reshape(-1, 16), logps=self.logps)
 
     def look_up(self, pairs, like, reduce="sum"):
         """(chosen, rejected) log-probabilities, each (B,), of the type and on the device of `like`.
@@ -102,10 +124,10 @@ class ReferenceLogps:
         Raises:
             KeyError: a pair was never scored.
         """
-        rows = [
-            self.logps.get(together) or self.logps[alone] for alone, together in zip(*group_digests(pairs), strict=True)
-        ]
-        sums = torch.tensor(rows, dtype=torch.float64).to(like.dtype)
+        (alone, known), (together, here) = map(self.find, group_digests(pairs))
+        if not (known | here).all():
+            raise KeyError(f"the reference never scored {pairs[int((known | here).argmin())].source or 'a pair'}")
+        sums = torch.from_numpy(self.logps[np.where(here, together, alone)]).to(like.dtype)  # (B, 2)
         if reduce == "mean":
             sums /= torch.tensor([(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs])
         return sums.to(like.device).unbind(dim=1)

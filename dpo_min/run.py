@@ -1,19 +1,23 @@
 """The run directory, and what else of a run is not mathematics: device, metrics, progress, checkpoint, signals."""
 
 import ctypes
+import errno
 import importlib
 import json
+import os
 import platform
 import signal
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
-from dpo_min import distributed
+from dpo_min import distributed, options, resume
+from dpo_min.files import write_atomically
 from dpo_min.options import first_to_fail, processes, stop
-from dpo_min.weights import read_json, save_model, write_atomically
+from dpo_min.weights import save_model
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -48,42 +52,61 @@ def keep_heap():
             libc.mallopt(parameter, 2**31 - 1)
 
 
-def open_run(directory, settings):
-    """Make a run directory with its config.json; where it holds one already, check that it is of the same run.
+@contextmanager
+def opened(config, settings):
+    """The run directory, locked while the context lasts, with its config.json; of a resumed run it is compared first.
 
-    Args: settings, name → value: everything that determines the run.
+    Args: settings, name → value: everything that determines the run, as config.json has it.
 
     Of several processes the first does it; the others wait.
 
     Raises:
-        ValueError: the directory cannot be made, or its run was begun with other settings.
+        ValueError: the directory cannot be made, another run is writing in it, or its run began with other settings.
+    """
+    lock = nullcontext()
+    if distributed.rank() == 0:
+        try:
+            config.out.mkdir(parents=True, exist_ok=True)
+            lock = options.hold(config.out)
+        except OSError as error:
+            raise ValueError(f"--out {config.out}: {error.strerror}") from error
+    with lock:
+        if distributed.rank() == 0:
+            enter(config, settings)
+        distributed.barrier()
+        yield
+
+
+def enter(config, settings):
+    """`opened` in the first process, which holds the lock."""
+    options.check_out(config.out, config.resume, held=True)  # another may have come and gone since it was checked
+    if config.resume:
+        before = resume.read_run(config.out)
+        for note in resume.compare(before, settings):
+            print(f"resume: {note}")
+        settings = before | settings
+    else:
+        for name in options.RUN_FILES[:2]:  # of a run that stopped before it saved anything
+            (config.out / name).unlink(missing_ok=True)
+    for left in config.out.rglob("*.partial"):  # files that were being written when the run was killed
+        if left.is_file():
+            left.unlink(missing_ok=True)
+    resume.write_run(config.out, settings)
+
+
+def note_reference(directory, fingerprint):
+    """Keep the hash of the reference that was fitted here, or compare it with the one that was kept.
+
+    Raises:
+        ValueError: the reference is not the one that the run was begun with.
     """
     if distributed.rank() == 0:
-        check_or_write(directory, settings)
+        before = resume.read_run(directory)
+        if before.get("reference_sha256"):
+            resume.compare(before, {"reference_sha256": fingerprint})
+        else:
+            resume.write_run(directory, before | {"reference_sha256": fingerprint})
     distributed.barrier()
-
-
-def check_or_write(directory, settings):
-    """`open_run` in the first process."""
-    path = Path(directory) / "config.json"
-    settings = json.loads(json.dumps(settings, default=str))
-    if path.exists():
-        before = read_json(path)
-        if "data_sha256" not in before:
-            raise ValueError(f"--resume: {path} is not a run's, but a model's")
-        for name, value in settings.items():
-            if before.get(name) != value:
-                hashed = {"data_sha256": "the hash of the data", "reference_sha256": "the hash of the reference"}
-                flag = hashed.get(name, "--" + name.replace("_", "-"))
-                raise ValueError(f"--resume: {flag} was {before.get(name)!r} when the run began, now it is {value!r}")
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {directory}: {error.strerror}") from error
-    made_with = {"python": platform.python_version(), "torch": torch.__version__}
-    with write_atomically(path) as file:
-        file.write(json.dumps(settings | {"versions": made_with}, indent=2).encode() + b"\n")
 
 
 def save_model_directory(model, tokenizer, directory):
@@ -103,10 +126,11 @@ class Totals(dict):
     """Sums of metrics over pairs, so that a mean is exact however the pairs were divided into batches."""
 
     def add(self, metrics, loss_sum):
-        """Add name → (B,) metrics, and the sum of the losses, a scalar."""
+        """Add name → (B,) metrics, and the sum of the losses, a scalar; they stay on their device until `settle`."""
         for name, values in (metrics | {"loss": loss_sum}).items():
             dtype = torch.promote_types(values.dtype, torch.float32)
-            self[name] = self.get(name, 0.0) + values.detach().sum(dtype=dtype).item()
+            total = values.detach().sum(dtype=dtype)
+            self[name] = self.get(name, 0.0) + (total if total.device.type == "mps" else total.double())  # it has none
 
     def count(self, pairs, denominator, chosen_only):
         """Count what was added: pairs, what the loss is a mean over (pairs, or tokens), and tokens seen.
@@ -119,6 +143,11 @@ class Totals(dict):
         for name, number in (("pairs", len(pairs)), ("denominator", denominator), ("tokens", tokens)):
             self[name] = self.get(name, 0) + number
 
+    def settle(self):
+        """Name → number: itself, with every sum as a plain number; the device is waited for."""
+        self.update({name: total.item() if torch.is_tensor(total) else total for name, total in self.items()})
+        return dict(self)
+
     def means(self):
         """The mean of every metric; the sums start again from nothing."""
         pairs, denominator, loss = self.pop("pairs"), self.pop("denominator"), self.pop("loss")
@@ -126,6 +155,20 @@ class Totals(dict):
         line = {"pairs": pairs, "loss": loss / denominator} | {name: total / pairs for name, total in self.items()}
         self.clear()
         return line
+
+
+def check_losses(losses):
+    """Check (loss, names of its rows) of all processes' micro-batches.
+
+    Raises:
+        FloatingPointError: one is not finite; its rows are named.
+    """
+    finite = torch.stack([loss for loss, _ in losses]).isfinite().tolist() if losses else []
+    trouble = [
+        f"the loss is {loss.item()} on {rows}" for (loss, rows), fine in zip(losses, finite, strict=True) if not fine
+    ]
+    for first, *_ in filter(None, distributed.everyone(trouble)):
+        raise FloatingPointError(first)
 
 
 class Log:
@@ -137,8 +180,13 @@ class Log:
 
     SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}  # noqa: RUF012
 
-    def __init__(self, directory, label, steps, epoch_steps, first=0):
-        """A run of `steps` steps, `epoch_steps` to the epoch, that begins or goes on after step `first`."""
+    def __init__(self, directory, label, steps, epoch_steps, first=0, closing=(), look=lambda line: None):
+        """A run of `steps` steps, `epoch_steps` to the epoch, that begins or goes on after step `first`.
+
+        closing: the splits whose line of step `first` was written only because a shorter run ended there;
+        look: called with every line.
+        """
+        self.closing, self.look = closing if first < steps else (), look
         self.path = Path(directory) / "metrics.jsonl"
         self.label, self.steps, self.epoch_steps, self.first = label, steps, epoch_steps, first
         self.live, self.text = sys.stdout.isatty(), ""
@@ -149,15 +197,17 @@ class Log:
     def begin(self, first):
         """The file, empty or with the lines that were earned by step `first`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if first and self.path.exists() else []
+        lines = []
+        if first and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         with write_atomically(self.path) as file:
             for line in lines:
-                if line.endswith("\n") and earned(line, first):
+                if line.endswith("\n") and earned(line, first, self.closing):
                     file.write(line.encode())
 
     def write(self, split, step, totals, **more):
         """Write and show the means of `totals` over all processes; it starts again. Returns the line."""
-        totals.update(distributed.sums(totals))
+        totals.update(distributed.sums(totals.settle()))
         now = time.perf_counter()
         more["tokens_per_second"] = round(totals["tokens"] / (now - self.last), 1)
         pace = totals["pairs"] / (now - self.last)
@@ -172,6 +222,7 @@ class Log:
         else:
             self.text = f"{text}  {pace:.1f} pairs/s"
             self.show(step, self.text, end="" if self.live else "\n")
+        self.look(line)
         return line
 
     def tick(self, step):
@@ -188,10 +239,11 @@ class Log:
         print(("\r\x1b[K" if self.live else "") + line, end=end, flush=True)
 
 
-def earned(line, step):
-    """Whether a line of metrics is whole and of a step that was reached by `step`."""
+def earned(line, step, closing=()):
+    """Whether a line of metrics is whole, of a step reached by `step`, and none of that step's `closing` lines."""
     try:
-        return json.loads(line)["step"] <= step
+        line = json.loads(line)
+        return line["step"] < step or (line["step"] == step and line["split"] not in closing)
     except (ValueError, KeyError, TypeError):
         return False
 
@@ -201,20 +253,26 @@ class Interrupt:
 
     def __enter__(self):
         """Catch the signals."""
-        self.requested = False
+        self.requested, self.keys = False, 0
         self.previous = {number: signal.signal(number, self.request) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def request(self, number, frame):
-        """Note the wish; the next signal does what it always did."""
+        """Note the wish; the second Ctrl-C does what it always did, and no other signal anything more."""
+        if not self.requested and options.first_process():
+            os.write(1, "\nstopping after this step …\n".encode())  # a signal may come in the middle of a print
         self.requested = True
-        print("\nstopping after this step …", flush=True)
-        self.__exit__()
+        self.keys += number == signal.SIGINT
+        if number == signal.SIGINT and self.keys > 1:
+            signal.signal(number, self.previous[number])
+            signal.raise_signal(number)
 
     def __exit__(self, *error):
-        """Restore what the signals did before."""
+        """Restore what the signals did before; but what is left to be written is not for another SIGTERM to stop."""
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if self.requested and self.previous[signal.SIGTERM] is options.quit_at_once:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def draw_curves(directory):
@@ -240,13 +298,28 @@ def guard(program, *arguments):
         return code
     except torch.OutOfMemoryError as error:
         stop(f"out of memory: lower --micro-batch-size or --max-length ({str(error).splitlines()[0]})", code=1)
-    except (FloatingPointError, OSError) as error:
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).splitlines()[0][:200] if str(error) else "nothing is left"
+        if isinstance(error, RuntimeError) and not any(
+            word in str(error) for word in ("allocate", "not enough memory")
+        ):
+            fail(error)
+        stop(f"out of memory: lower --micro-batch-size or --max-length ({text})", code=1)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC or "No space left" in str(error)
+        stop(f"the disk is full: {error}; free some space, and --resume goes on" if full else error, code=1)
+    except FloatingPointError as error:
         stop(error, code=1)
     except KeyboardInterrupt:
         stop("stopped at once, by Ctrl-C", code=130)
-    except Exception:
-        if not first_to_fail():
-            sys.exit(1)
-        raise
+    except Exception as error:
+        fail(error)
     finally:
         distributed.end()
+
+
+def fail(error):
+    """An error that nobody foresaw goes on as it is, from the first of several processes that meets one."""
+    if not first_to_fail():
+        sys.exit(1)
+    raise error

@@ -16,6 +16,7 @@ import torch
 
 import train
 from dpo_min import distributed, options, run
+from dpo_min.config import Config
 from dpo_min.data import TokenizedPair
 from dpo_min.gpt import GPT, GPTConfig
 from dpo_min.tokenizer import load_tokenizer
@@ -57,7 +58,7 @@ class Interrupted(train.Stage):
 def fit(directory, kind=train.Stage, **settings):
     """A run in float64 from fixed weights, with clipping and decay that matter; returns the stage."""
     settings = {"weight_decay": 0.1, "max_grad_norm": 0.05, "warmup_steps": 2, "max_steps": STEPS} | settings
-    config = train.Config(
+    config = Config(
         data=[], batch_size=6, micro_batch_size=2, learning_rate=0.01, log_every=2, eval_every=3, save_every=4,
         **settings,
     )  # fmt: skip
@@ -255,9 +256,10 @@ def test_of_the_processes_that_end_with_an_error_the_first_alone_speaks(tmp_path
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_micro_batches_of_one_process_are_the_pairs_in_order(size):
-    cut = list(distributed.micro_batches(None, PAIRS, size))
-    assert [pair for micro, _ in cut for pair in micro] == PAIRS
-    assert {weight for _, weight in cut} == {1} and max(len(micro) for micro, _ in cut) == size
+    cut = list(distributed.micro_batches(PAIRS, size))
+    assert [pair for micro, *_ in cut for pair in micro] == PAIRS
+    assert {weight for _, weight, _ in cut} == {1} and max(len(micro) for micro, *_ in cut) == size
+    assert [last for *_, last in cut] == [False] * (len(cut) - 1) + [True]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dpo_min.data import TokenizedPair, load_preferences, tokenize
 from dpo_min.exact import rectangle
 from dpo_min.logprob import sequence_logprobs
-from dpo_min.packing import SHARE, WINDOW, batch_logps, batches, pack
+from dpo_min.packing import SHARE, WINDOW, ahead, batch_logps, batches, pack
 from dpo_min.tokenizer import load_tokenizer
 
 END = 4  # end-of-text of tiny_gpt, whose block_size is 12
@@ -300,3 +300,26 @@ def test_an_empty_prompt_is_refused(chosen_only):
     """Kills: an answer's first token predicted by the last place of the row before."""
     with pytest.raises(ValueError, match="the prompt must have at least one token, got none"):
         pack([TokenizedPair([1], [2], [3]), TokenizedPair([], [2], [3])], chosen_only)
+
+
+# ---- one step ahead ----
+
+
+@given(st.lists(st.integers()), st.integers(0, 9))
+@example([], 0)
+@example([1], 1)
+def test_what_is_made_ahead_is_what_is_made_in_turn_and_no_more_than_one_ahead(items, taken):
+    """Kills: a last item that is never given out, two exchanged, an endless list read to its end."""
+    made = []
+    stream = ahead(lambda item: made.append(item) or (item, item), iter(items))
+    assert list(islice(stream, taken)) == [(item, item) for item in items[:taken]]
+    stream.close()
+    assert made == items[: min(taken + 1, len(items)) if taken else 0]
+
+
+def test_trouble_in_what_is_made_ahead_comes_out_in_its_turn():
+    """Kills: an error that stays in the thread."""
+    stream = ahead(lambda item: 1 // item, [1, 0, 1])
+    assert next(stream) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(stream)

@@ -17,11 +17,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import train
-from dpo_min import run
+from dpo_min import checkpoint, run
+from dpo_min.config import PREFERENCE_LOSSES, SMOOTHED, Config
 from dpo_min.data import TokenizedPair
 from dpo_min.gpt import GPT, GPTConfig
 from dpo_min.losses import LOSSES
 from dpo_min.optimizer import schedule
+from dpo_min.packing import pack
 from dpo_min.preference import margin
 from dpo_min.tokenizer import load_tokenizer
 from dpo_min.weights import load_model
@@ -162,12 +164,12 @@ def test_one_step_moves_the_policy_and_not_the_reference(prefs, init, tmp_path):
     held = {id(p) for group in stage.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in stage.policy.parameters()}
     assert held.isdisjoint(id(p) for p in stage.reference.parameters())
-    stage.step(pairs, run.Totals())
+    stage.step(pairs, stage.packed(pairs), run.Totals())
     assert equal(before, stage.reference.state_dict())
     assert all(p.grad is None for p in stage.reference.parameters())
     assert not equal(before, stage.policy.state_dict())
     totals = run.Totals()
-    stage.accumulate(pairs, totals)
+    stage.accumulate(pairs, stage.packed(pairs), totals)
     assert totals.means()["loss"] < LOG_2
 
 
@@ -190,13 +192,14 @@ UNEQUAL = [TokenizedPair([0], [1, 4], [2, 3, 4]), TokenizedPair([1, 2], [3], [4]
 
 def gradients(argv, pairs, micro_batch_size):
     """Gradients and mean metrics of one step's pairs, cut into micro-batches of a size, from moved weights."""
-    config = train.Config(data=[], micro_batch_size=micro_batch_size, learning_rate=0.1, **argv)
+    config = Config(data=[], micro_batch_size=micro_batch_size, learning_rate=0.1, **argv)
     policy, reference = GPT(NARROW.config).double(), GPT(NARROW.config).double()
     reference.load_state_dict(NARROW.state_dict())
     policy.load_state_dict({name: tensor + 0.1 for name, tensor in NARROW.state_dict().items()})
     stage = train.Stage(config, policy, None if config.loss_type == "sft" else reference, None)
     totals = run.Totals()
-    stage.accumulate(pairs, totals, backward=lambda loss: loss.backward())
+    stage.accumulate(pairs, stage.packed(pairs), totals, backward=lambda loss: loss.backward())
+    totals.settle()
     return torch.cat([p.grad.flatten() for p in policy.parameters()]), totals.means()
 
 
@@ -213,15 +216,15 @@ def test_micro_batches_of_any_sizes_give_the_gradient_and_metrics_of_the_full_ba
     assert line["pairs"] == len(pairs)
 
 
-@pytest.mark.parametrize("name", train.PREFERENCE_LOSSES)
+@pytest.mark.parametrize("name", PREFERENCE_LOSSES)
 @pytest.mark.parametrize("epsilon", [None, 0.3])
 def test_the_loss_can_be_recomputed_from_the_logged_rewards(prefs, init, tmp_path, name, epsilon):
     """Kills: rewards logged without β, or from other log-probabilities than the loss saw; ε or the name forgotten."""
-    smoothing = ["--label-smoothing", epsilon] if epsilon and name in train.SMOOTHED else []
+    smoothing = ["--label-smoothing", epsilon] if epsilon and name in SMOOTHED else []
     stage, pairs = make_stage(init, prefs, tmp_path, "--micro-batch-size", 40, "--loss-type", name, *smoothing)
     for _ in range(3):
-        stage.step(pairs, run.Totals())
-    loss, line = stage.loss(pairs, len(pairs))
+        stage.step(pairs, stage.packed(pairs), run.Totals())
+    loss, line = stage.loss(pairs, pack(pairs), len(pairs))
     h = (line["rewards/chosen"] - line["rewards/rejected"]) / stage.config.beta
     recomputed = LOSSES[name].value(h, stage.config.beta, epsilon if smoothing else None).mean()
     torch.testing.assert_close(recomputed, loss, rtol=0, atol=1e-12)
@@ -291,7 +294,7 @@ def test_the_default_warm_up_is_a_tenth_of_the_run_and_150_steps_at_most():
     ["--beta 1", "--reduce mean", "--optimizer rmsprop", "--weight-decay 1", "--max-grad-norm 1e-4", "--warmup-steps 2",
      "--lr-schedule linear", "--lr-schedule cosine", "--learning-rate 1e-3", "--dtype bfloat16", "--dtype float16",
      "--max-length 9", "--max-prompt-length 1 --max-length 9", "--batch-size 4", "--seed 1", "--eval-fraction 0.5",
-     "--loss-type sft", *[f"--loss-type {name}" for name in train.PREFERENCE_LOSSES[1:]]],
+     "--loss-type sft", *[f"--loss-type {name}" for name in PREFERENCE_LOSSES[1:]]],
 )  # fmt: skip
 def test_every_variant_changes_the_weights(tmp_path, prefs, init, argv):
     """Kills: a flag that is parsed and then forgotten."""
@@ -428,14 +431,16 @@ def test_a_checkpoint_is_data_and_cannot_execute(tmp_path, prefs, init, capsys):
         def __reduce__(self):
             return Path.touch, (tmp_path / "executed",)
 
-    contents = (path / ".metadata").read_bytes()
+    contents, state = (path / ".metadata").read_bytes(), json.loads((path / "state.json").read_text())
     (path / ".metadata").write_bytes(pickle.dumps(Touch()))
+    checkpoint.seal(path, state)  # with the checksums of what it holds now
     with pytest.raises(SystemExit, match="1"):
         fit(*base, "--resume")
     assert "UnpicklingError" in capsys.readouterr().err
     (path / ".metadata").write_bytes(contents)
     with warnings.catch_warnings(action="ignore"):
         dcp.save({name: Touch() for name in weights(init)}, checkpoint_id=path)
+    checkpoint.seal(path, state)
     with pytest.raises(SystemExit, match="1"):
         fit(*base, "--resume")
     assert "damaged" in capsys.readouterr().err
@@ -580,8 +585,8 @@ def test_one_broken_row_of_10_000_is_named_before_pytorch_is_imported(tmp_path):
 
 
 def test_the_names_that_the_command_offers_are_the_losses_there_are():
-    assert list(LOSSES) == train.PREFERENCE_LOSSES
-    assert [name for name, loss in LOSSES.items() if loss.smoothing] == train.SMOOTHED
+    assert list(LOSSES) == PREFERENCE_LOSSES
+    assert [name for name, loss in LOSSES.items() if loss.smoothing] == SMOOTHED
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_rows(tmp_path, prefs, init, capsys):

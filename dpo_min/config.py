@@ -1,0 +1,118 @@
+"""Every flag of train.py: its default, when to change it, and beside which others it would have no effect."""
+
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+from dpo_min import options
+from dpo_min.options import (
+    COUNT,
+    FRACTION,
+    LENGTH,
+    NATURAL,
+    NOISE_RATE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    RATE,
+    SEED,
+    SIZE,
+    flag,
+)
+
+# The keys of losses.LOSSES, known here without PyTorch, and those of them that have an ε.
+PREFERENCE_LOSSES = ["sigmoid", "cdpo", "robust", "ipo", "hinge", "exo_pair", "discopop"]
+SMOOTHED = ["cdpo", "robust", "exo_pair"]
+SFT_LEARNING_RATE = 2e-3  # of a small GPT from scratch
+
+
+@dataclass
+class Config:
+    """Every flag: its default, and when to change it."""
+
+    data: list[str] = flag(MISSING, "preferences, .jsonl or .jsonl.gz")
+    eval_data: list[str] = flag([], "held-out preferences; instead of splitting some off --data")
+    eval_fraction: float = flag(0.05, "share of --data held out; 0 for none", FRACTION)
+    sft_data: list[str] = flag([], "fit the first model to the chosen side of these rows; default: of --data")
+    skip_bad_rows: bool = flag(False, "leave malformed rows out instead of stopping at them")
+    init: Path | None = flag(None, "model directory to start from; without it a small GPT is fitted first")
+    reference: Path | None = flag(None, "model directory of the reference, if it is not --init")
+    reference_refresh: int | None = flag(None, "steps after which the reference takes a step towards the policy", COUNT)
+    reference_alpha: float = flag(0.6, "length of that step; 1 makes it the policy", PROBABILITY)
+    tokenizer: str | None = flag(None, "bytes, gpt2 or a directory; default: --init's own, bytes without --init")
+    out: Path | None = flag(None, "run directory; default: runs/ and the name of the data")
+    loss_type: str = flag("sigmoid", "losses.py says when to use which; sft imitates", [*PREFERENCE_LOSSES, "sft"])
+    beta: float = flag(0.1, "lower: follow the preferences further from the reference; higher: stay", POSITIVE)
+    label_smoothing: float | None = flag(None, "rate of wrong labels to allow for; default: 0.1", NOISE_RATE)
+    reduce: str = flag("sum", "mean: score a completion by its mean token, blind to length", ["sum", "mean"])
+    epochs: float = flag(1.0, "passes over the data", POSITIVE)
+    max_steps: int | None = flag(None, "optimiser steps, instead of --epochs", COUNT)
+    sft_steps: int | None = flag(None, "length of the first fit; default: as long as what follows", COUNT)
+    batch_size: int = flag(32, "pairs per optimiser step; larger for noisier labels", COUNT)
+    micro_batch_size: int = flag(8, "pairs per forward; smaller when memory runs out, same result", COUNT)
+    learning_rate: float | None = flag(None, "default: 1e-4, 2e-3 for sft; with --init 5e-6, 2e-5 for sft", RATE)
+    warmup_steps: int | None = flag(None, "default: a tenth of the run, 150 at most", NATURAL)
+    lr_schedule: str = flag("constant", "after the warm-up", ["constant", "linear", "cosine"])
+    optimizer: str = flag("adamw", "rmsprop is the paper's, and holds half the state", ["adamw", "rmsprop"])
+    weight_decay: float = flag(0.0, "pull of the matrices towards zero", NOT_NEGATIVE)
+    max_grad_norm: float = flag(1.0, "gradients longer than this are shortened to it", POSITIVE)
+    max_length: int | None = flag(None, "tokens of prompt + completion; default: 512, or --block-size", LENGTH)
+    max_prompt_length: int | None = flag(None, "tokens a truncated prompt keeps; default: half of --max-length", COUNT)
+    n_layer: int = flag(4, "blocks of the GPT that is fitted from scratch", SIZE)
+    n_head: int = flag(4, "its attention heads", SIZE)
+    n_embd: int = flag(128, "its width", SIZE)
+    block_size: int | None = flag(None, "its longest sequence; default: --max-length", LENGTH)
+    dtype: str = flag("auto", "auto: bfloat16 on CUDA, float32 elsewhere", ["auto", "float32", "bfloat16", "float16"])
+    device: str = flag("auto", "where to compute", ["auto", "cpu", "cuda", "mps"])
+    checkpoint_activations: bool = flag(False, "compute each block twice to hold only its input: less memory, slower")
+    compile: bool = flag(False, "torch.compile both models: a slow start, then faster steps")
+    shard: bool = flag(False, "under torchrun, FSDP instead of DDP: when one device cannot hold the training state")
+    seed: int = flag(0, "initial weights, split and order of the data", SEED)
+    resume: bool = flag(False, "continue the run in --out from its checkpoint")
+    log_every: int = flag(10, "steps between train lines of metrics.jsonl", COUNT)
+    max_kl: float | None = flag(None, "warn when KL(policy‖reference) of sampled answers passes so many nats", POSITIVE)
+    eval_every: int = flag(100, "steps between evaluations", COUNT)
+    save_every: int = flag(200, "steps between checkpoints", COUNT)
+
+    @property
+    def cache(self):
+        """Where the data's pairs are kept, beside the run: the next run on the same data finds them there."""
+        return self.out.parent / "cache"
+
+
+# (when, the flags that then have no effect, why): giving one of them is an error.
+WITHOUT_EFFECT = (
+    (
+        lambda c: c.loss_type == "sft",
+        "beta label_smoothing reduce reference reference_refresh max_kl",
+        "with --loss-type sft",
+    ),
+    (lambda c: not c.reference_refresh, "reference_alpha", "without --reference-refresh"),
+    (lambda c: c.loss_type == "sft", "sft_steps sft_data", "with --loss-type sft, which is that fit itself"),
+    (lambda c: c.loss_type not in SMOOTHED, "label_smoothing", f"except with --loss-type {', '.join(SMOOTHED)}"),
+    (lambda c: c.init, "n_layer n_head n_embd block_size sft_steps sft_data", "with --init, which is a fitted model"),
+    (lambda c: not c.init, "reference", "without --init: the reference is the model that is fitted first"),
+    (lambda c: c.max_steps, "epochs", "with --max-steps"),
+    (lambda c: c.eval_data, "eval_fraction", "with --eval-data"),
+    (lambda c: not c.eval_data and c.eval_fraction == 0, "eval_every max_kl", "without held-out rows"),
+    (lambda c: c.shard, "max_kl", "with --shard: answers are sampled from whole weights"),
+    (lambda c: options.processes() == 1, "shard", "in one process: torchrun starts more"),
+)
+
+
+def read_options(argv, about):
+    """(config, names of the flags given) of a command line; ValueError for a flag that is wrong or without effect.
+
+    Args: about, the line that --help begins with.
+    """
+    config, given = options.parse(Config, argv, about)
+    for applies, flags, reason in WITHOUT_EFFECT:
+        if applies(config):
+            options.refuse(given, flags.split(), reason)
+    if config.n_embd % config.n_head:
+        raise ValueError(f"--n-embd {config.n_embd} must be a multiple of --n-head {config.n_head}")
+    if config.learning_rate is None:
+        scratch, init = (SFT_LEARNING_RATE, 2e-5) if config.loss_type == "sft" else (1e-4, 5e-6)
+        config.learning_rate = init if config.init else scratch
+    config.out = config.out or Path("runs") / Path(config.data[0]).name.split(".")[0]
+    options.check_out(config.out, config.resume)
+    return config, given

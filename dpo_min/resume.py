@@ -1,0 +1,110 @@
+"""What may change between the beginning of a run and its resumption: nothing that would make it another run.
+
+config.json in the run directory holds what the run was begun with. Files are compared by what is in them, so that they
+may be moved; everything else by its value.
+"""
+
+import json
+import platform
+from dataclasses import asdict
+
+from dpo_min.files import read_json, write_atomically
+
+# By their content, and so that the paths are free: the hashes in config.json, and what each stands for.
+HASHES = {
+    "data_sha256": "the data (--data)",
+    "eval_data_sha256": "the held-out data (--eval-data)",
+    "sft_data_sha256": "the data of the first fit (--sft-data)",
+    "tokenizer_sha256": "the tokenizer",
+    "init_sha256": "the model in --init",
+    "reference_sha256": "the reference",
+}
+BY_CONTENT = {"data", "eval_data", "sft_data", "tokenizer", "init", "reference"}
+ELSEWHERE = {"out", "resume", "shard"}  # no part of what is computed
+LENGTH = {"epochs", "max_steps"}  # compared as the number of steps
+FIXED = {"warmup_steps", "sft_steps"}  # if not given: as the run began, whose length their defaults depend on
+FREE = {"log_every", "eval_every", "save_every", "max_kl"}  # no weight depends on them
+ROUNDING = {"micro_batch_size", "checkpoint_activations", "compile", "device", "processes", "threads"}
+
+
+def flags_of(config):
+    """Name → value of every flag that config.json keeps, as JSON has it."""
+    values = {name: value for name, value in asdict(config).items() if name not in ELSEWHERE}
+    return json.loads(json.dumps(values, default=str))
+
+
+def read_run(directory):
+    """The config.json of the run in a directory; ValueError where it is not a run's."""
+    path = directory / "config.json"
+    before = read_json(path)
+    if "data_sha256" not in before:
+        raise ValueError(f"--resume: {path} is not a run's, but a model's")
+    return before
+
+
+def compare(before, now):
+    """Sentences about what is different now, and harmless; `before` is config.json, `now` any part of what it holds.
+
+    Raises:
+        ValueError: what is different would make it another run; the message names it.
+    """
+    notes = []
+    for name, value in now.items():
+        was, flag = before.get(name), "--" + name.replace("_", "-")
+        if value == was or name in BY_CONTENT | LENGTH or (name in FIXED and value is None):
+            continue
+        if name in HASHES:
+            raise ValueError(f"--resume: {HASHES[name]} changed: the hash of it was {was}, now it is {value}")
+        if name == "steps":
+            notes += length_notes(before, value)
+        elif name == "versions":
+            notes.append(f"PyTorch was {was['torch']}, now it is {value['torch']}: the same run up to rounding")
+        elif name in FREE:
+            notes.append(f"{flag} was {was}, now it is {value}: the weights do not depend on it")
+        elif name in ROUNDING:
+            notes.append(f"{flag.replace('--', '', name in ('processes', 'threads'))} was {was}, now it is {value}: "
+                         "the same run up to rounding, not to the last bit")  # fmt: skip
+        else:
+            raise ValueError(f"--resume: {flag} was {was!r} when the run began, now it is {value!r}")
+    return notes
+
+
+def length_notes(before, steps):
+    """What is said of a run that gets another length; ValueError where earlier steps would have been others."""
+    was, shape = before.get("steps"), before.get("lr_schedule")
+    if shape != "constant":
+        raise ValueError(
+            f"--resume: the run was begun for {was} steps, now it would have {steps}; under --lr-schedule {shape} "
+            "the learning rate of every step depends on that number"
+        )
+    kept = f"--warmup-steps {before.get('warmup_steps')}"
+    if before.get("sft_steps"):
+        kept += f" --sft-steps {before['sft_steps']}"
+    return [f"{was} steps become {steps}: to the last bit the run that begins with {kept} and has {steps} steps"]
+
+
+def check_flags(config, tokenizer):
+    """Compare the flags and the tokenizer, before the data is read, and keep what a run is not to change by itself.
+
+    Raises:
+        ValueError: as `compare`.
+    """
+    before = read_run(config.out)
+    now = {name: value for name, value in flags_of(config).items() if value != "auto"}
+    compare(before, now | {"tokenizer_sha256": tokenizer.fingerprint()})
+    for name in FIXED:
+        if getattr(config, name) is None:
+            setattr(config, name, before.get(name))
+
+
+def versions():
+    """What a run was begun with, as config.json has it; PyTorch's version is taken without loading it."""
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), "torch": version("torch")}
+
+
+def write_run(directory, settings):
+    """Write config.json."""
+    with write_atomically(directory / "config.json") as file:
+        file.write(json.dumps(settings, indent=2).encode() + b"\n")
