@@ -11,7 +11,7 @@ PAIRS ?= 10000
 SFT_STEPS ?= 300
 STEPS ?= 250
 
-.PHONY: help setup train test proof figures mutants bench bench-gpu links lint format clean
+.PHONY: help setup train test proof figures mutants torture golden bench bench-gpu links lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -56,6 +56,12 @@ figures: proof ## Remake every picture of docs/derivation.md and docs/proof.md
 
 mutants: $(VENV)/installed ## Break every operator and constant of the mathematics, and count what the tests catch
 	$(PY) tests/mutants.py
+
+torture: $(VENV)/installed ## Kill runs, break files, fill disks: what came of it goes to docs/reliability.md
+	OMP_NUM_THREADS=1 $(PY) tests/torture.py $(TORTURE)
+
+golden: $(VENV)/installed ## Remake the recorded losses that the tests compare with, after a change that is meant
+	OMP_NUM_THREADS=1 $(PY) tests/test_golden.py
 
 bench: $(VENV)/installed ## Measure what each lever bought on this machine: docs/benchmarks.md
 	$(PY) -m dpo_min.tools.bench $(BENCH)

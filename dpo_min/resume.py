@@ -16,8 +16,8 @@ HASHES = {
     "eval_data_sha256": "the held-out data (--eval-data)",
     "sft_data_sha256": "the data of the first fit (--sft-data)",
     "tokenizer_sha256": "the tokenizer",
-    "init_sha256": "the model in --init",
     "reference_sha256": "the reference",
+    "init_sha256": "the model in --init",
 }
 BY_CONTENT = {"data", "eval_data", "sft_data", "tokenizer", "init", "reference"}
 ELSEWHERE = {"out", "resume", "shard"}  # no part of what is computed
@@ -54,7 +54,7 @@ def compare(before, now):
         if value == was or name in BY_CONTENT | LENGTH or (name in FIXED and value is None):
             continue
         if name in HASHES:
-            raise ValueError(f"--resume: {HASHES[name]} changed: the hash of it was {was}, now it is {value}")
+            raise ValueError(f"--resume: the hash of {HASHES[name]} was {was} when the run began, now it is {value}")
         if name == "steps":
             notes += length_notes(before, value)
         elif name == "versions":
