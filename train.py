@@ -249,11 +249,13 @@ def settings_of(config, tokenizer, pairs, policy, reference):
         config.sft_steps = config.sft_steps or steps
     device, dtype = run.choose_device(config.device, config.dtype)
     hashes = [data_hash(paths, config.cache) for paths in (config.data, config.eval_data, config.sft_data)]
-    hashes += [tokenizer.fingerprint(), reference and model_fingerprint(reference)]
-    hashes += [config.init and model_fingerprint(policy)]
+    hashes += [tokenizer.fingerprint(), config.init and model_fingerprint(policy)]
+    now = dict(zip(HASHES, hashes, strict=False))  # the reference comes last
+    if reference or config.loss_type == "sft" or config.init:  # one that is fitted here has no hash yet
+        now["reference_sha256"] = reference and model_fingerprint(reference)
     where = {"device": device, "dtype": str(dtype).removeprefix("torch."), "versions": versions()}
     where |= {"processes": distributed.world_size(), "threads": torch.get_num_threads(), "steps": steps}
-    return flags_of(config) | where | dict(zip(HASHES, hashes, strict=True))
+    return flags_of(config) | where | now
 
 
 def train(config, tokenizer, sets):

@@ -7,6 +7,7 @@ PyTorch pickles that format's table of contents; it is read here as data, never 
 
 import dataclasses
 import enum
+import errno
 import io
 import json
 import os
@@ -73,8 +74,14 @@ def save_checkpoint(directory, parts, state):
             sync(directory)
             prune(directory, state["step"])
     except (OSError, dcp.api.CheckpointException) as error:
+        # PyTorch's writer says of a full disk only where it stopped.
+        free, size = (
+            shutil.disk_usage(directory.parent).free,
+            sum(x.numel() * x.element_size() for x in tensors.values()),
+        )
+        why = os.strerror(errno.ENOSPC) if free < size + 2**18 else reason(error)
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"{path}: cannot be written: {reason(error)}; the checkpoint before it is intact") from error
+        raise OSError(f"{path}: cannot be written: {why}; the checkpoint before it is intact") from error
 
 
 def seal(path, state):

@@ -16,8 +16,8 @@ HASHES = {
     "eval_data_sha256": "the held-out data (--eval-data)",
     "sft_data_sha256": "the data of the first fit (--sft-data)",
     "tokenizer_sha256": "the tokenizer",
-    "reference_sha256": "the reference",
     "init_sha256": "the model in --init",
+    "reference_sha256": "the reference",
 }
 BY_CONTENT = {"data", "eval_data", "sft_data", "tokenizer", "init", "reference"}
 ELSEWHERE = {"out", "resume", "shard"}  # no part of what is computed

@@ -466,7 +466,7 @@ def test_a_run_whose_reference_has_other_weights_by_now_is_not_resumed(tmp_path,
     shutil.copytree(tmp_path / "run" / "model", model, dirs_exist_ok=True)
     with pytest.raises(SystemExit, match="2"):
         fit(*base, "--resume")
-    assert "--resume: the hash of the reference was" in capsys.readouterr().err
+    assert "--resume: the hash of the model in --init was" in capsys.readouterr().err
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------

@@ -21,8 +21,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,26 +107,44 @@ def kill_and_resume(directory, kills, seed, say):
         code = None
         while code is None:
             process = start(data, out, *resumed(out))
-            try:
-                # The start takes most of a run's seconds and writes nothing: more draws for what comes after it.
-                code, _, error = finish(process, draw.uniform(0.3, 1.1) * seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
+            if sum(doing.values()) < kills and killed(process, draw, seconds):
                 doing[phase(out)] += 1
                 say(f"{sum(doing.values())} of {kills} kills, {runs} runs: {dict(doing)}")
-            if sum(doing.values()) >= kills and code is None:
-                code, _, error = finish(start(data, out, *resumed(out)))
+            else:
+                code, _, error = finish(process)
         assert code == 0, error
         assert outcome(out) == expected, f"run {runs} did not end as the one that was let alone"
         shutil.rmtree(out.parent)
     return doing, runs
 
 
+def killed(process, draw, seconds):
+    """Whether a run was killed before its end: at any instant, or soon after any of the lines that it prints.
+
+    A start takes most of the seconds and writes nothing; lines are where things happen.
+    """
+    if draw.random() < 0.3:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0, seconds))
+    else:
+        for _ in range(draw.randrange(1, 25)):
+            if not process.stdout.readline():
+                break
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(draw.expovariate(1 / 0.03))
+    if process.poll() is not None:
+        return False
+    process.kill()
+    process.communicate()
+    return True
+
+
 def phase(out):
     """What a run was doing when it was killed, by what it left."""
     if any(out.rglob("*.partial")):
         return "writing a file"
+    if (out / "model" / "config.json").exists():
+        return "drawing the curves"
     if (out / "model").exists():
         return "writing the model"
     if (out / "metrics.jsonl").exists():
@@ -412,8 +429,7 @@ def checkpoint_task(directory, seed):
         file.write_bytes(mutate(before, draw))
         meant = i % 4 == 0 and file.name != "manifest.json"
         if meant:
-            with redirect_stdout(StringIO()):
-                seal_as_is(newest)
+            seal_as_is(newest)
         warnings, into = [], make_parts()
         state = load_checkpoint(place, into, warnings.append)
         step = state["step"]
