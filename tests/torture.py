@@ -37,7 +37,7 @@ from dpo_min.gpt import GPT, GPTConfig
 from dpo_min.tokenizer import load_tokenizer
 from dpo_min.weights import load_model
 
-MEMORY, SECONDS = 2 * 2**30, 20  # of one case
+MEMORY, CPU_SECONDS, SECONDS = 2 * 2**30, 20, 180  # of one case; a busy disk may keep one waiting
 STEPS, SFT_STEPS = 40, 12
 FLAGS = f"""--n-layer 1 --n-head 2 --n-embd 16 --max-length 48 --batch-size 6 --micro-batch-size 4 --max-steps {STEPS}
     --sft-steps {SFT_STEPS} --save-every 3 --log-every 2 --eval-every 5 --learning-rate 1e-3""".split()
@@ -262,7 +262,8 @@ def in_children(task, cases, say, what):
                 failures.append((int(i), kind, detail))
         done += len(results)
         if len(results) < len(share):  # the child died in the middle of the next one
-            kind = "hang" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM else "killed"
+            ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+            kind = "hang" if ended in (signal.SIGALRM, signal.SIGPROF) else "killed"
             counts[kind] += 1
             failures.append((done, kind, f"status {status}"))
             done += 1
@@ -275,6 +276,7 @@ def work(task, share, writer):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY,) * 2)
     for i in share:
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         signal.alarm(SECONDS)
         try:
             kind, detail = task(i)
