@@ -67,8 +67,9 @@ bench: $(VENV)/installed ## Measure what each lever bought on this machine: docs
 	$(PY) -m dpo_min.tools.bench $(BENCH)
 
 bench-gpu: $(VENV)/installed ## The same on a CUDA GPU, at GPT-2's 124M and 1.5B shapes
-	$(PY) -m dpo_min.tools.bench --device cuda --pairs 512 $(BENCH)
-	$(PY) -m dpo_min.tools.bench --device cuda --pairs 128 --shape 50257 1024 48 25 1600 --out docs/benchmarks-1.5B.md $(BENCH)
+	$(PY) -m dpo_min.tools.bench --device cuda --pairs 2048 --batch-size 64 --compile --out docs/benchmarks-gpu.md $(BENCH)
+	$(PY) -m dpo_min.tools.bench --device cuda --pairs 256 --batch-size 16 --compile --shape 50257 1024 48 25 1600 \
+		--out docs/benchmarks-gpu-1.5B.md $(BENCH)
 
 links: $(VENV)/installed ## Renew the line numbers in the links of docs/derivation.md
 	$(PY) -m dpo_min.tools.links docs/derivation.md

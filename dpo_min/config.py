@@ -31,7 +31,7 @@ class Config:
 
     data: list[str] = flag(MISSING, "preferences, .jsonl or .jsonl.gz")
     eval_data: list[str] = flag([], "held-out preferences; instead of splitting some off --data")
-    eval_fraction: float = flag(0.05, "share of --data held out; 0 for none", FRACTION)
+    eval_fraction: float | None = flag(None, "share of --data held out; default: 0.05, to 1000 pairs", FRACTION)
     sft_data: list[str] = flag([], "fit the first model to the chosen side of these rows; default: of --data")
     skip_bad_rows: bool = flag(False, "leave malformed rows out instead of stopping at them")
     init: Path | None = flag(None, "model directory to start from; without it a small GPT is fitted first")

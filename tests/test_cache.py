@@ -336,6 +336,19 @@ def test_the_command_keeps_large_data_beside_the_run_and_small_data_nowhere(tmp_
     assert large[:2] == [tokenize(part, BYTES, 12)[0] for part in split_preferences(preferences, 0.4, 0)]
 
 
+@pytest.mark.parametrize(("pairs", "share"), [(1000, 0.01), (10, 0.05)])
+def test_of_large_data_only_as_much_is_held_out_as_tells_how_the_run_goes(tmp_path, monkeypatch, pairs, share):
+    """Kills: a twentieth of a million pairs, whose evaluation takes longer than the steps between two of them."""
+    path = tmp_path / "a.jsonl"
+    rows = [{"prompt": "x", "chosen": str(i), "rejected": "y"} for i in range(pairs)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(cache, "HELD_OUT", 10)
+    argv = ["--data", str(path), "--out", str(tmp_path / "run")]
+    by_default, given = (train.prepare(argv + more)[2][1] for more in ([], ["--eval-fraction", str(share)]))
+    assert list(by_default) == list(given)
+    assert len(by_default) < 4 * 10
+
+
 def test_progress_says_nothing_of_what_is_quick_and_then_how_far_it_is(capsys):
     progress = Progress(1000, tokenized=True)
     progress.show(10, 1)

@@ -35,7 +35,7 @@ from dpo_min.packing import batch_logps, batches, pack
 from dpo_min.preference import margin
 from dpo_min.tokenizer import load_tokenizer
 
-BATCH_SIZE, BETA, LEARNING_RATE = 8, 0.1, 1e-6
+BETA, LEARNING_RATE = 0.1, 1e-6
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 STARTS = ["train.py", "--help"], ["sample.py", "--help"], ["-c", "import torch"]
 # name: what is added to the row above it
@@ -47,6 +47,7 @@ LEVERS = {
     "fused AdamW": "one kernel for all of the optimiser's arithmetic",
     "heap kept": "glibc keeps freed blocks instead of returning them to the system",
     "grouped by length": "steps of similar lengths, so other pairs in each: losses are not comparable",
+    "compiled": "torch.compile of the model, the compilation itself not counted",
 }
 
 
@@ -93,13 +94,16 @@ def measure(options):
         run.keep_heap()
     policy = GPT(GPTConfig(*options.shape), torch.Generator().manual_seed(0)).to(device)
     pairs = read_pairs(options, policy.config.vocab_size)
-    order = batches(pairs, BATCH_SIZE, 0)
-    steps = [pairs[i : i + BATCH_SIZE] for i in range(0, len(pairs), BATCH_SIZE)]
+    size = options.batch_size
+    order = batches(pairs, size, 0)
+    steps = [pairs[i : i + size] for i in range(0, len(pairs), size)]
     if has["grouped by length"]:
         steps = [next(order) for _ in steps]
     fused = has["fused AdamW"] or None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0, fused=fused)
     autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
+    if has["compiled"]:
+        policy.compile(dynamic=True)
 
     def logps(model, chunk):
         with autocast:
@@ -111,6 +115,11 @@ def measure(options):
         if device == "cuda":
             torch.cuda.synchronize()
 
+    if device == "cuda" or options.compile:  # kernels are loaded, or compiled, at first use: not in the figures
+        for chunk in steps[:2]:
+            with torch.no_grad():
+                logps(policy, chunk)
+            sum(side.sum() for side in logps(policy, chunk)).backward()
     losses = []
     synchronize()
     start = time.perf_counter()
@@ -170,9 +179,10 @@ def matmul_peak(device, dtype, size=2048):
 def run_variant(options, variant):
     """One row, {"seconds", "losses", "peak"}, in a process of its own."""
     arguments = [sys.executable, "-m", "dpo_min.tools.bench", "--variant", variant]
-    for name in ("pairs", "data", "tokenizer", "device", "dtype", "threads"):
+    for name in ("pairs", "batch_size", "data", "tokenizer", "device", "dtype", "threads"):
         if (value := getattr(options, name)) is not None:
-            arguments += [f"--{name}", str(value)]
+            arguments += [f"--{name.replace('_', '-')}", str(value)]
+    arguments += ["--compile"] * options.compile
     shown = subprocess.run([*arguments, "--shape", *map(str, options.shape)], stdout=subprocess.PIPE, text=True)
     if shown.returncode:
         raise SystemExit(f"{variant}: the process ended with {shown.returncode}")
@@ -219,14 +229,15 @@ def table(options, rows):
             f"{first['seconds'] / row['seconds']:.2f}",
             f"{flops / row['seconds'] / peak:.0%}",
             f"{row['peak'] / 2**30:.1f} GiB",
-            "(other pairs)" if name == "grouped by length" else f"{off:.1e}",
+            "(other pairs)" if name in ("grouped by length", "compiled") else f"{off:.1e}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     data = "real dialogues" if options.data else "random tokens, the lengths of dialogues"
     return f"""{hardware(device)}, {options.threads} threads, PyTorch {torch.__version__},
 {options.dtype} over float32 weights. {len(pairs)} pairs ({data}; {tokens} tokens, prompts counted once)
-in steps of {BATCH_SIZE}, each one forward. GPT-2's shape, {config.n_layer} layers of {config.n_embd}, vocabulary
-{config.vocab_size:,}. The job needs {flops / 1e12:.2f} TFLOP; a matrix product alone ran at {peak / 1e12:.2f} TFLOP/s.
+in steps of {options.batch_size}, each one forward. GPT-2's shape, {config.n_layer} layers of {config.n_embd},
+vocabulary {config.vocab_size:,}. The job needs {flops / 1e12:.2f} TFLOP; a matrix product alone ran at
+{peak / 1e12:.2f} TFLOP/s.
 
 """ + "\n".join(lines)
 
@@ -249,6 +260,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--variant", choices=LEVERS, help="measure this one in this process and print JSON")
     parser.add_argument("--pairs", type=int, default=24, help="how many (default: 24)")
+    parser.add_argument("--batch-size", type=int, default=8, help="pairs of a step, which is one forward (default: 8)")
+    parser.add_argument("--compile", action="store_true", help="add a row with torch.compile; every row warms up")
     parser.add_argument("--data", help="real preferences, .jsonl or .jsonl.gz; default: random tokens")
     parser.add_argument("--tokenizer", default="gpt2", help="for --data: gpt2, bytes or a directory")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
@@ -261,7 +274,7 @@ def main():
         measure(options)
         return
     rows = {}
-    for name in LEVERS:
+    for name in [name for name in LEVERS if name != "compiled" or options.compile]:
         rows[name] = run_variant(options, name)
         print(f"{name}: {rows[name]['seconds']:.1f} s, {rows[name]['peak'] / 2**30:.1f} GiB", flush=True)
     start = [f"`python {' '.join(c)}` takes {seconds_of(sys.executable, *c):.2f} s" for c in STARTS]
@@ -270,7 +283,7 @@ def main():
     page = options.out.read_text(encoding="utf-8") if options.out.exists() else f"{BEGIN}\n{END}\n"
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    picture = options.out.parent / "figures" / "benchmarks.png"
+    picture = options.out.parent / "figures" / f"{options.out.stem}.png"
     picture.parent.mkdir(exist_ok=True)
     draw(rows, picture)
     options.out.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
