@@ -24,4 +24,5 @@ READING_ORDER = (
     "options",
     "optimizer",
     "run",
+    "credit",
 )
