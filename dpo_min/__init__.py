@@ -20,9 +20,11 @@ READING_ORDER = (
     "checkpoint",
     "reference",
     "generate",
-    "evaluate",
+    "metrics",
+    "scoring",
     "options",
     "optimizer",
     "run",
     "credit",
+    "evaluate",
 )
