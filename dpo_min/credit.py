@@ -173,7 +173,7 @@ def picture(c):
 
 def level(reward, scale):
     """How strongly a span is coloured, from 0 to 5: the share of `scale`, the largest reward shown."""
-    return min(5, round(5 * abs(reward) / scale)) if scale else 0
+    return round(5 * min(1.0, abs(reward) / scale)) if scale else 0
 
 
 def scale_of(answers):

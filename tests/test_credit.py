@@ -51,7 +51,7 @@ def perturbed(model):
 
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=5), st.floats(0.01, 10), st.integers(1, 6))
 def test_the_rewards_of_the_tokens_add_up_to_the_implicit_reward(tiny_gpt, rows, beta, size):
-    """Kills: β left out or squared, a first or last token without its share, rows out of order, π and π_ref exchanged."""
+    """Kills: β left out or squared, a first or last token without its share, rows out of order, π_ref for π."""
     reference = perturbed(tiny_gpt)
     batch = pack([TokenizedPair(x, y, y) for x, y in rows])
     logps = [batch_logps(model, batch).chunk(2) for model in (tiny_gpt, reference)]
@@ -107,12 +107,16 @@ def test_a_span_of_whole_characters_has_no_more_tokens_than_it_needs(text):
 
 # ---- what is shown ----
 
-WILD = st.text(
-    alphabet=st.characters(exclude_categories=["Cs"]) | st.sampled_from("\x1b\r\b\x9b\u202e\0<>&\"'é👩"), max_size=30
-)
-answers = st.builds(
-    lambda text, reward: Answer("chosen", [0], 0, [Span(c, [0], reward) for c in text]), WILD, st.floats(-3, 3)
-)
+ACTING = st.sampled_from("\x1b\r\b\x9b\u202e\0<>&\"'é👩")
+WILD = st.text(alphabet=st.characters(exclude_categories=["Cs"]) | ACTING, max_size=30)
+
+
+def even(text, reward, name="chosen"):
+    """An answer whose every character has the same reward."""
+    return Answer(name, [0], 0, [Span(c, [0], reward) for c in text])
+
+
+answers = st.builds(even, WILD, st.integers(-300, 300).map(lambda x: x / 100))
 
 
 @given(WILD)
@@ -122,7 +126,7 @@ def test_what_is_visible_holds_no_character_that_acts_and_none_is_lost(text):
     shown = visible(text)
     assert all(c.isprintable() or c == "\n" for c in shown)
     assert shown.count("\n") == text.count("\n")
-    assert [c for c in shown if c in text] >= [c for c in text if c.isprintable()]
+    assert shown == "".join(c if c.isprintable() else visible(c) for c in text) and all(visible(c) for c in text)
 
 
 COLOUR = re.compile(r"\x1b\[30;(4;)?48;5;(\d+)m([^\x1b\n]+)\x1b\[0m")
@@ -166,10 +170,7 @@ class Reader(HTMLParser):
 
 
 @given(WILD, st.lists(answers, min_size=1, max_size=3))
-@example(
-    "</title><script>alert(1)</script>",
-    [Answer("<b>", [0], 0, [Span("</span><img src=x onerror=alert(1)>", [0], 1.0)])],
-)
+@example("</title><script>alert(1)</script>", [even(["</span><img src=x onerror=alert(1)>"], 1.0, "<b>")])
 def test_a_page_shows_the_text_and_nothing_of_it_is_markup(prompt, found):
     """Kills: prompt, name or token not escaped; a resource from elsewhere; a number that nobody can read."""
     reader = Reader()
@@ -180,9 +181,8 @@ def test_a_page_shows_the_text_and_nothing_of_it_is_markup(prompt, found):
         assert "".join(visible(span.text) for span in answer.spans) in reader.text.replace("⏹", "")
         assert visible(prompt) in reader.text
     titles = [value for tag, name, value in reader.attributes if (tag, name) == ("span", "title")]
-    assert titles[-sum(len(a.spans) for a in found) or len(titles) :] == [
-        f"{s.reward:+.4f}" for a in found for s in a.spans
-    ]
+    numbers = [f"{span.reward:+.4f}" for answer in found for span in answer.spans]
+    assert titles[len(titles) - len(numbers) :] == numbers
     less = sum(name == "class" and value == "less" for tag, name, value in reader.attributes if tag == "span")
     top = max((abs(s.reward) for a in found for s in a.spans), default=0)
     legend = 2 * (top > 0)
@@ -240,17 +240,14 @@ def a_run(tmp_path_factory):
     """A run's directory with β = 0.25: a model, its reference, and one that reads otherwise."""
     directory = tmp_path_factory.mktemp("run")
     for seed, name in enumerate(("model", "reference", "other")):
-        model = GPT(
-            GPTConfig(vocab_size=259, block_size=32, n_layer=1, n_head=2, n_embd=16),
-            torch.Generator().manual_seed(seed),
-        )
+        sizes = GPTConfig(vocab_size=259, block_size=32, n_layer=1, n_head=2, n_embd=16)
+        model = GPT(sizes, torch.Generator().manual_seed(seed))
         with torch.no_grad():
             model.wte.weight.mul_(20)
         run.save_model_directory(model, FEW if name == "other" else BYTES, directory / name)
     (directory / "config.json").write_text(json.dumps({"data_sha256": "", "beta": 0.25, "max_length": 24}))
-    (directory / "pairs.jsonl").write_text(
-        '\n{"prompt": "é", "chosen": "ja\\u001b", "rejected": "nein"}\n{}\n', encoding="utf-8"
-    )
+    row = json.dumps({"prompt": "é", "chosen": "ja\x1b", "rejected": "nein"})
+    (directory / "pairs.jsonl").write_text(f"\n{row}\n{{}}\n")
     return directory
 
 
@@ -274,9 +271,8 @@ def test_both_sides_of_a_row_have_the_rewards_that_the_loss_would_see(a_run, cap
     for row, side in zip(found, ("chosen", "rejected"), strict=True):
         assert row["reward"] == pytest.approx(metrics[f"rewards/{side}"].item(), abs=1e-4)
         assert row["reward"] == pytest.approx(sum(reward for _, reward in row["credit"]), abs=1e-9)
-    assert rows(a_run, capsys, "--credit", "--pair", a_run / "pairs.jsonl:2", "--beta", 0.5)[0][
-        "reward"
-    ] == pytest.approx(2 * found[0]["reward"], rel=1e-5)
+    twice = rows(a_run, capsys, "--credit", "--pair", a_run / "pairs.jsonl:2", "--beta", 0.5)
+    assert twice[0]["reward"] == pytest.approx(2 * found[0]["reward"], rel=1e-5)
 
 
 def test_an_answer_that_is_given_and_answers_that_are_drawn(a_run, tmp_path, capsys):
@@ -320,7 +316,7 @@ def test_models_that_read_differently_answer_but_are_not_compared(a_run, capsys)
         (["--credit", "--prompt", "x", "--completion", "\udcff"], "--completion: not UTF-8"),
         (
             ["--credit", "--prompt", "x", "--completion", "y", "--top-k", "3"],
-            "--top-k has no effect where nothing is drawn",
+            "--top-k has no effect where nothing",
         ),
         (["--credit", "--pair", "pairs.jsonl:2", "--seed", "3"], "--seed has no effect where nothing is drawn"),
         (["--credit", "--pair", "pairs.jsonl:2", "--prompt", "x"], "--prompt has no effect with --pair"),
