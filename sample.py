@@ -106,39 +106,35 @@ def sample(config, prompts):
         named = {"model": config.model} | ({"reference": config.reference} if config.reference else {})
         models = {name: load_model(path).to(device).eval() for name, path in named.items()}
         tokenizers = {name: load_tokenizer(path) for name, path in named.items()}
-        for prompt in () if config.pair else prompts:
+        for prompt in prompts if not config.pair else ():
             for name, model in models.items():
                 size, limit = len(tokenizers[name].encode(prompt)), model.config.block_size
                 if size >= limit:
                     raise ValueError(f"--prompt: {size} tokens leave no room in the {limit} positions of {named[name]}")
+        judge = credit.Judge(config, models, tokenizers, device, dtype) if config.reference else None
     except ValueError as error:
         options.stop(error)
-    live = sys.stdout.isatty() and config.num_samples == 1 and not config.jsonl and not config.reference
-    groups = []
+    live = sys.stdout.isatty() and config.num_samples == 1 and not config.jsonl and not judge
+    echo = (lambda text: print(text, end="", flush=True)) if live else (lambda text: None)
     for prompt in prompts:
-        if not config.jsonl:
-            print(f"\n{credit.visible(prompt) if config.credit else prompt}")
+        if config.pair:
+            judge.show(prompt)
+            continue
+        if not config.jsonl and not judge:
+            print(f"\n{prompt}")
         drawn = []
-        for name, model in models.items() if not config.pair else ():
-            echo = (lambda text: print(text, end="", flush=True)) if live else (lambda text: None)
-            for i, ids in enumerate(answers(config, model, tokenizers[name], prompt, device, dtype, echo)):
-                drawn.append(credit.Answer(name, ids, i))
-        if config.reference:
-            try:
-                with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-                    drawn = credit.judge(config, models, tokenizers, prompt, drawn)
-            except ValueError as error:
-                options.stop(error)
-            groups.append((prompt, drawn))
-        if config.jsonl:
-            for answer in drawn:
-                print(json.dumps(credit.as_row(answer, prompt, tokenizers["model"]), ensure_ascii=False), flush=True)
-        elif config.reference:
-            credit.show(drawn, tokenizers, config)
-        else:
-            print("" if live else "\n".join(tokenizers["model"].decode(answer.ids) for answer in drawn), flush=True)
-    if config.html:
-        config.html.write_text(credit.page("Where the reward went", groups, config.beta), encoding="utf-8")
+        for name, model in models.items():
+            tokenizer = tokenizers[name]
+            for i, ids in enumerate(answers(config, model, tokenizer, prompt, device, dtype, echo)):
+                text, ended = tokenizer.decode(ids), ids[-1] == tokenizer.end_of_text
+                row = {"prompt": prompt, "model": name, "sample": i, "completion": text, "ended": ended}
+                drawn.append((row, ids))
+                if not judge:
+                    print(json.dumps(row, ensure_ascii=False) if config.jsonl else "" if live else text, flush=True)
+        if judge:
+            judge.show(prompt, drawn)
+    if judge:
+        judge.close()
     return 0
 
 

@@ -25,6 +25,7 @@ READING_ORDER = (
     "options",
     "optimizer",
     "run",
+    "display",
     "credit",
     "evaluate",
 )

@@ -1,4 +1,4 @@
-"""Where the reward went: β (log π − log π_ref) of every token, in a terminal's colours and on a page of HTML.
+"""Where the reward went: β (log π − log π_ref) of every token.
 
 log π(y|x) is a sum over the tokens of y, and so is the implicit reward (DPO, arXiv:2305.18290, Eq. 5, without Z):
 
@@ -6,29 +6,20 @@ log π(y|x) is a sum over the tokens of y, and so is the implicit reward (DPO, a
 
 Nobody labelled tokens: the loss saw only the sum. That its terms are a reward of each token, credit given where it is
 due, is the token-level reading of DPO (Rafailov et al., "From r to Q*", arXiv:2404.12358).
-
-Orange and blue are told apart by all common kinds of colour-blindness; without any colour, what lost is underlined.
 """
 
 import codecs
-import html
+import json
 import math
-import os
-import shutil
 import sys
-import unicodedata
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 
 import torch
 
 from dpo_min.data import TokenizedPair, tokenize
+from dpo_min.display import page, show, visible
 from dpo_min.options import run_settings
 from dpo_min.packing import batch_token_logps, pack
-
-CONTROL = "⏹"  # stands for a token without text: end-of-text, or an id beyond the vocabulary
-BLUES, ORANGES = (195, 153, 117, 75, 33), (230, 223, 216, 209, 202)  # of a terminal's 256 colours, pale to full
-COLUMNS = 100  # a terminal at least this wide shows two answers side by side
 
 
 @torch.no_grad()
@@ -90,226 +81,77 @@ class Answer:
         return None if self.spans is None else math.fsum(span.reward for span in self.spans)
 
 
-def judge(config, models, tokenizers, prompt, answers):
-    """The answers of sample.py with their spans; those of --pair or --completion, if there are no others.
+class Judge:
+    """What sample.py does with a reference: answers are judged, shown, and at last written to a page.
 
-    Where the two models cannot be compared the answers come back as they are, unless --credit asked for more.
-
-    Raises:
-        ValueError: --credit, and the tokenizers differ, or an answer is too long for a model.
+    Two models that read text differently, or not as far, are shown beside each other and not compared.
     """
-    tokenizer, settings = tokenizers["model"], run_settings(config.model)
-    prompt_ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
-    try:
-        if tokenizer.fingerprint() != tokenizers["reference"].fingerprint():
-            raise ValueError("the tokenizers of --model and --reference differ, and so would their tokens' rewards")
+
+    def __init__(self, config, models, tokenizers, device, dtype):
+        """`models` and `tokenizers` are those of "model" and "reference".
+
+        Raises:
+            ValueError: --credit, and the models cannot be compared; or the row leaves no room for an answer.
+        """
+        self.config, self.models, self.tokenizers, self.groups = config, models, tokenizers, []
+        self.autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
+        self.settings = run_settings(config.model)
+        (ours, reading), (theirs, theirs_reading) = ((models[n].config, tokenizers[n]) for n in ("model", "reference"))
+        self.comparable = ours.block_size == theirs.block_size and reading.fingerprint() == theirs_reading.fingerprint()
+        if config.credit and not self.comparable:
+            raise ValueError("--credit: the tokenizers or the numbers of positions of --model and --reference differ")
         if config.pair:
-            prompt_ids, answers = given_answers(config, tokenizer, settings, models["model"].config.block_size)
-        completions = [answer.ids for answer in answers]
-        prompts = [prompt_ids] * len(answers)
-        rewards = token_rewards(*models.values(), prompts, completions, config.beta, settings["reduce"])
-    except ValueError as error:
-        if config.credit:
-            raise ValueError(f"--credit: {error}") from error
-        return answers
-    found = [spans(tokenizer, answer.ids, r.tolist()) for answer, r in zip(answers, rewards, strict=True)]
-    return [replace(answer, spans=s) for answer, s in zip(answers, found, strict=True)]
+            self.prompt_ids, self.given = self.read_given(ours.block_size)
 
+    def read_given(self, positions):
+        """(the prompt's ids, (row, ids) of each answer) of --pair or --completion, closed and cut as in training."""
+        config, max_length = self.config, min(self.settings["max_length"] or positions, positions)
+        longest_prompt = self.settings["max_prompt_length"]
+        pairs, truncated, _ = tokenize([config.pair], self.tokenizers["model"], max_length, longest_prompt)
+        if not pairs:
+            raise ValueError(f"--pair: the prompt leaves no room for an answer in {max_length} tokens")
+        if truncated:
+            print(f"cut to {max_length} tokens, as in training", file=sys.stderr)
+        sides = {"chosen": pairs[0].chosen_ids, "rejected": pairs[0].rejected_ids}
+        if config.completion is not None:
+            sides = {"completion": pairs[0].chosen_ids}
+        end, decode = self.tokenizers["model"].end_of_text, self.tokenizers["model"].decode
+        rows = [
+            {"prompt": config.prompt, "model": name, "sample": 0, "completion": decode(y)} for name, y in sides.items()
+        ]
+        return pairs[0].prompt_ids, [
+            (r | {"ended": y[-1] == end}, y) for r, y in zip(rows, sides.values(), strict=True)
+        ]
 
-def given_answers(config, tokenizer, settings, positions):
-    """(prompt's ids, answers) of --pair or --completion, closed and cut as a run does it that has these settings."""
-    max_length = min(settings["max_length"] or positions, positions)
-    pairs, truncated, _ = tokenize([config.pair], tokenizer, max_length, settings["max_prompt_length"])
-    if not pairs:
-        raise ValueError(f"the prompt leaves no room for an answer in {max_length} tokens")
-    if truncated:
-        print(f"cut to {max_length} tokens, as in training", file=sys.stderr)
-    if config.completion is not None:
-        return pairs[0].prompt_ids, [Answer("completion", pairs[0].chosen_ids)]
-    return pairs[0].prompt_ids, [Answer("chosen", pairs[0].chosen_ids), Answer("rejected", pairs[0].rejected_ids)]
+    def show(self, prompt, drawn=None):
+        """Judge and print the answers to a prompt: (row of --jsonl, ids) each; without any, those that were given."""
+        ids = self.prompt_ids if drawn is None else self.tokenizers["model"].encode(prompt)
+        drawn = self.given if drawn is None else drawn
+        answers = [Answer(row["model"], completion, row["sample"]) for row, completion in drawn]
+        if self.comparable:
+            answers = self.judge(ids or [self.tokenizers["model"].end_of_text], answers)
+        self.groups.append((prompt, answers))
+        if not self.config.jsonl:
+            print(f"\n{visible(prompt)}")
+            show(answers, [row["completion"] for row, _ in drawn], self.config)
+            return
+        for (row, _), answer in zip(drawn, answers, strict=True):
+            if answer.spans is not None:
+                row |= {"reward": answer.reward, "credit": [[span.text, span.reward] for span in answer.spans]}
+            print(json.dumps(row, ensure_ascii=False), flush=True)
 
+    def judge(self, prompt_ids, answers):
+        """The answers with their spans."""
+        completions, prompts = [answer.ids for answer in answers], [prompt_ids] * len(answers)
+        models = self.models["model"], self.models["reference"]
+        with self.autocast:
+            rewards = token_rewards(*models, prompts, completions, self.config.beta, self.settings["reduce"])
+        tokenizer = self.tokenizers["model"]
+        found = [spans(tokenizer, answer.ids, r.tolist()) for answer, r in zip(answers, rewards, strict=True)]
+        return [replace(answer, spans=s) for answer, s in zip(answers, found, strict=True)]
 
-def as_row(answer, prompt, tokenizer):
-    """The answer as a row of JSON: the reward where it was judged, and each span's text and reward."""
-    row = {"prompt": prompt, "model": answer.name, "sample": answer.number, "completion": tokenizer.decode(answer.ids)}
-    row["ended"] = answer.ids[-1] == tokenizer.end_of_text
-    if answer.spans is not None:
-        row |= {"reward": answer.reward, "credit": [[span.text, span.reward] for span in answer.spans]}
-    return row
-
-
-def verdict(first, second, beta):
-    """Which of two answers the implicit reward prefers, and how surely (Bradley–Terry), as one line."""
-    rewards = ", ".join(f"{answer.name} {signed(answer.reward)}" for answer in (first, second))
-    text = f"implicit reward (β = {beta:g}): {rewards}; "
-    if first.reward == second.reward:
-        return text + "neither is preferred"
-    better, worse = (first, second) if first.reward > second.reward else (second, first)
-    return text + f"prefers {better.name}, P = {1 / (1 + math.exp(worse.reward - better.reward)):.3f}"
-
-
-def signed(reward):
-    """Two digits after the point, and a sign."""
-    return f"{reward:+.2f}".replace("-", "−")
-
-
-# Text that a model wrote, made safe to show
-
-
-def visible(text):
-    """The text with a sign for each character that would act or hide instead of being seen; a line still ends.
-
-    Escape sequences, carriage returns and marks that reverse the direction of writing are data here.
-    """
-    return "".join(c if c.isprintable() else picture(c) for c in text)
-
-
-def picture(c):
-    """What stands for a character that is not printable."""
-    if c == "\n":
-        return "⏎\n"
-    return chr(0x2400 + ord(c)) if ord(c) < 32 else "␡" if c == "\x7f" else f"<U+{ord(c):04X}>"
-
-
-def level(reward, scale):
-    """How strongly a span is coloured, from 0 to 5: the share of `scale`, the largest reward shown."""
-    return round(5 * min(1.0, abs(reward) / scale)) if scale else 0
-
-
-def scale_of(answers):
-    """The largest reward of a span of these answers, in absolute value."""
-    return max((abs(span.reward) for answer in answers for span in answer.spans or ()), default=0.0)
-
-
-def painted(text, reward, scale):
-    """A text in its colour of the terminal: blue what π made likelier, orange and underlined what it made less so."""
-    depth = level(reward, scale)
-    if not depth or not text:
-        return text
-    style = f"48;5;{BLUES[depth - 1]}" if reward > 0 else f"4;48;5;{ORANGES[depth - 1]}"
-    return f"\x1b[30;{style}m{text}\x1b[0m"  # black on the colour
-
-
-def terminal(answer, scale):
-    """The answer with every span in its colour; no colour goes on beyond the end of a line."""
-    shown = [(visible(span.text) or CONTROL, span.reward) for span in answer.spans]
-    return "".join("\n".join(painted(line, reward, scale) for line in text.split("\n")) for text, reward in shown)
-
-
-def listed(answer):
-    """The answer as one line a span: its reward and its text, for a pipe or a file."""
-    lines = [(span.reward, visible(span.text).replace("\n", "") or CONTROL) for span in answer.spans]
-    return "\n".join(f"{reward:+9.4f}  {text}".replace("-", "−", reward < 0) for reward, text in lines)
-
-
-def show(answers, tokenizers, config):
-    """Print what sample.py --reference shows of a prompt: its answers, and which of two the implicit reward prefers."""
-    colours, scale = sys.stdout.isatty() and "NO_COLOR" not in os.environ, scale_of(answers)
-    for pair in in_pairs(answers):
-        if config.credit:
-            for answer in pair:
-                shown = terminal(answer, scale) if colours else listed(answer)
-                print(f"[{answer.name}] reward {signed(answer.reward)}\n{shown}")
-        else:
-            show_beside({answer.name: tokenizers[answer.name].decode(answer.ids) for answer in pair})
-        if len(pair) == 2 and pair[0].spans is not None:
-            print(verdict(*pair, config.beta), flush=True)
-    if config.credit and colours and scale:
-        less, more = (painted(text, side * scale, scale) for text, side in ((" less likely ", -1), (" more ", 1)))
-        print(f"{less} {more} than under the reference; full colour is {scale:.2f}")
-
-
-def in_pairs(answers):
-    """Answers of one number together: the model's and the reference's, or a pair's two sides."""
-    numbers = sorted({answer.number for answer in answers})
-    return [[answer for answer in answers if answer.number == number] for number in numbers]
-
-
-# Two answers beside each other
-
-
-def show_beside(named):
-    """Print two texts, name → text, in two columns where the terminal is wide enough, else one below the other."""
-    width = shutil.get_terminal_size().columns
-    if not sys.stdout.isatty() or width < COLUMNS or len(named) != 2:
-        for name, text in named.items():
-            print(f"[{name}]{text}")
-        return
-    half = (width - 3) // 2
-    for ours, theirs in zip_longest(*([f"[{name}]", *wrap(text, half)] for name, text in named.items()), fillvalue=""):
-        print(f"{ours}{' ' * (half - cells(ours))} │ {theirs}")
-
-
-def cells(text):
-    """How many columns of a terminal the text takes: two for a wide character, none for a combining one."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def wrap(text, width):
-    """Lines of at most `width` cells, cut at blanks where there are any; nothing but line ends is lost."""
-    lines = []
-    for line in visible(text).replace("⏎\n", "\n").split("\n"):
-        while cells(line) > width:
-            end = next(i for i in range(len(line) + 1) if cells(line[: i + 1]) > width)
-            blank = line.rfind(" ", 0, end)
-            end = blank + 1 if blank > 0 else max(1, end)
-            lines.append(line[:end])
-            line = line[end:]
-        lines.append(line)
-    return lines
-
-
-# The page
-
-STYLE = """body { font: 16px/1.7 Georgia, serif; color: #000; background: #fff }
-body { max-width: 46em; margin: 2em auto; padding: 0 1em }
-h2, h3 { font: bold 16px/1.5 sans-serif } h2 { border-top: 1px solid #999; padding-top: 1em }
-.text, h2 { white-space: pre-wrap; overflow-wrap: anywhere } h3 { margin-bottom: 0 } .text { margin-top: .2em }
-.less { text-decoration: underline dotted } span:hover { outline: 1px solid #000 }"""
-
-
-def page(title, groups, beta):
-    """One page of HTML with nothing from elsewhere and no script; `groups` are (prompt, answers), one scale for all."""
-    scale = scale_of([answer for _, answers in groups for answer in answers])
-    sections = []
-    for prompt, answers in groups:
-        sections.append(f"<h2>{escape(prompt)}</h2>")
-        for answer in answers:
-            marked = "".join(mark(span, scale) for span in answer.spans)
-            sections.append(
-                f"<h3>{escape(answer.name)}: reward {signed(answer.reward)}</h3>\n<p class=text>{marked}</p>"
-            )
-        for pair in in_pairs(answers):
-            if len(pair) == 2:
-                sections.append(f"<p>{escape(verdict(*pair, beta))}</p>")
-    steps = "".join(mark(Span(f" {signed(x * scale)} ", [], x * scale), scale) for x in (-1, -0.5, 0, 0.5, 1))
-    body = "\n".join(sections)
-    return f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-<h1>{escape(title)}</h1>
-<p>The reward of each token, β (log π − log π_ref) with β = {beta:g}: blue where the trained model made it likelier
-than its reference, orange and underlined where less likely. Rest the pointer on a token to read its number.</p>
-<p class=text>{steps}</p>
-{body}
-</html>
-"""
-
-
-def mark(span, scale):
-    """A span of text as a span of HTML; its number appears where the pointer rests."""
-    share = span.reward / scale if scale else 0.0
-    colour = f"rgb({'0 114 178' if share > 0 else '213 94 0'} / {70 * abs(share):.0f}%)"
-    count = f", {len(span.ids)} tokens of one character" if len(span.ids) > 1 else ""
-    less = " class=less" if level(share, 1.0) and share < 0 else ""
-    attributes = f'{less} style="background: {colour}" title="{span.reward:+.4f}{count}"'
-    return f"<span{attributes}>{escape(span.text or CONTROL)}</span>"
-
-
-def escape(text):
-    """Visible text in which nothing is markup."""
-    return html.escape(visible(text))
+    def close(self):
+        """Write the page, if there is to be one."""
+        if self.config.html:
+            text = page("Where the reward went", self.groups, self.config.beta)
+            self.config.html.write_text(text, encoding="utf-8")

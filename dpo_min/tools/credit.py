@@ -13,15 +13,16 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dpo_min.credit import level, spans, token_rewards
+from dpo_min.credit import spans, token_rewards
 from dpo_min.data import load_preferences, tokenize
+from dpo_min.display import level
 from dpo_min.metrics import mean
 from dpo_min.options import run_settings
 from dpo_min.tokenizer import load_tokenizer
 from dpo_min.tools.demo import COMPLAINT, COMPLAINT_VERBS, PRAISE, PRAISE_VERBS
 from dpo_min.weights import load_model
 
-LESS, MORE = (213 / 255, 94 / 255, 0), (0, 114 / 255, 178 / 255)  # orange and blue, as in credit.py
+LESS, MORE = (213 / 255, 94 / 255, 0), (0, 114 / 255, 178 / 255)  # orange and blue, as in display.py
 COLUMNS, SIZE = 100, 9  # characters a line, and points
 PAIRS = 1000
 KINDS = {
