@@ -22,7 +22,7 @@ from dpo_min.data import load_preferences, read_rows, split_digest, tokenize
 from dpo_min.options import COUNT, POSITIVE, SEED, flag
 from dpo_min.tokenizer import load_tokenizer
 
-WORK = 10**12  # weights × tokens that are scored by default
+WORK = 6 * 10**11  # weights × tokens that are scored by default
 MOST_SAMPLES = 500
 LABELS = {
     "accuracy": "accuracy of the implicit reward",
@@ -80,7 +80,7 @@ def prepare(argv):
         pairs = choose(preferences, tokenizer, limits, config.seed, config.max_pairs, WORK / weights)
         if config.samples is None:
             cost = weights * sum(len(pair.prompt_ids) + config.max_new_tokens for pair in pairs) / len(pairs)
-            config.samples = max(2, min(MOST_SAMPLES, int(WORK / 4 / cost)))
+            config.samples = max(2, min(MOST_SAMPLES, int(WORK / 3 / cost)))
         return config, tokenizer, pairs, len(preferences), scorer
     except ValueError as error:
         options.stop(error)
@@ -156,7 +156,7 @@ import torch
 
 from dpo_min import run
 from dpo_min.metrics import calibration, correlation, mean, rate, wins
-from dpo_min.scoring import draw, log_ratios, pair_logps, path_kls
+from dpo_min.scoring import draw, kl_estimates, pair_logps
 from dpo_min.weights import load_model
 
 
@@ -185,8 +185,8 @@ def measure(config, tokenizer, pairs, scorer):
         asked = [asked[i % len(asked)] for i in range(config.samples)]
         settings = tokenizer.end_of_text, length
         ours = draw(policy, asked, *settings, config.seed, config.micro_batch_size)
-        figures["kl_mean_log_ratio"] = mean(log_ratios(policy, reference, asked, ours, config.micro_batch_size))
-        figures["kl_sum_of_tokens"] = mean(path_kls(policy, reference, asked, ours, config.micro_batch_size))
+        estimates = kl_estimates(policy, reference, asked, ours, config.micro_batch_size)
+        figures["kl_mean_log_ratio"], figures["kl_sum_of_tokens"] = map(mean, estimates)
         if callable(scorer):  # another seed: the two answers to a prompt are to be independent
             theirs = draw(reference, asked, *settings, config.seed ^ 1, config.micro_batch_size)
             prompts, *texts = ([tokenizer.decode(ids) for ids in column] for column in (asked, ours, theirs))

@@ -65,20 +65,24 @@ def log_ratios(policy, reference, prompts, completions, micro_batch_size=64):
 
 
 @torch.no_grad()
-def path_kls(policy, reference, prompts, completions, micro_batch_size=16, rows=256):
-    """Σ_t KL(π(·|x, y_<t) ‖ π_ref(·|x, y_<t)) along each completion, (n,) nats, on the CPU.
+def kl_estimates(policy, reference, prompts, completions, micro_batch_size=16, rows=256):
+    """Two terms of each completion whose means over draws from π estimate KL(π‖π_ref): (2, n) nats, on the CPU.
 
-    Over completions drawn from the policy its mean, too, estimates KL(π‖π_ref) without bias; see the file's docstring.
-    Of the positions, `rows` at a time meet the whole vocabulary.
+    First `log_ratios`, then Σ_t KL(π(·|x, y_<t) ‖ π_ref(·|x, y_<t)); see the file's docstring. Of the positions, `rows`
+    at a time meet the whole vocabulary.
     """
-    kls = torch.empty(len(prompts), dtype=torch.float64)
+    estimates = torch.empty(2, len(prompts), dtype=torch.float64)
     for group in groups("KL of answers", [*map(len, completions)], micro_batch_size):
         pairs = [TokenizedPair(prompts[i], completions[i], completions[i]) for i in group]
         batch = pack(pairs, chosen_only=True).to(policy.wte.weight.device)
-        states = zip(*(hidden(model, batch).split(rows) for model in (policy, reference)), strict=True)
-        steps = [kl_divergence(log_probs(policy, ours), log_probs(reference, theirs)) for ours, theirs in states]
-        kls[group] = torch.stack([step.sum() for step in torch.cat(steps).split(batch.lengths.tolist())]).cpu().double()
-    return kls
+        states, steps = [hidden(model, batch).split(rows) for model in (policy, reference)], []
+        for ours, theirs, targets in zip(*states, batch.targets.split(rows), strict=True):
+            log_p, log_q = log_probs(policy, ours), log_probs(reference, theirs)  # (rows, V)
+            ratios = (log_p - log_q).gather(1, targets[:, None]).squeeze(1)
+            steps.append(torch.stack([ratios, kl_divergence(log_p, log_q)]))
+        parts = torch.cat(steps, dim=1).split(batch.lengths.tolist(), dim=1)
+        estimates[:, group] = torch.stack([part.sum(dim=1) for part in parts], dim=1).cpu().double()
+    return estimates
 
 
 def hidden(model, batch):

@@ -14,7 +14,7 @@ from dpo_min.exact import enumerate_completions
 from dpo_min.generate import generate
 from dpo_min.metrics import mean_interval
 from dpo_min.packing import batch_logps, pack
-from dpo_min.scoring import draw, groups, log_ratios, pair_logps, path_kls
+from dpo_min.scoring import draw, groups, kl_estimates, log_ratios, pair_logps
 
 END = 4  # end-of-text of tiny_gpt
 
@@ -93,8 +93,7 @@ def test_the_average_path_kl_over_every_completion_is_the_exact_kl_and_it_varies
     reference = perturbed(tiny_gpt, 0)
     ys = [list(y) for y in enumerate_completions(5, END, length)]
     p = batch_logps(tiny_gpt, pack([TokenizedPair(prompt, y, y) for y in ys], chosen_only=True)).exp()
-    paths = path_kls(tiny_gpt, reference, [prompt] * len(ys), ys)
-    plain = log_ratios(tiny_gpt, reference, [prompt] * len(ys), ys)
+    plain, paths = kl_estimates(tiny_gpt, reference, [prompt] * len(ys), ys)
     kl = exact_kl(tiny_gpt, reference, prompt, length)
     assert (p * paths).sum().item() == pytest.approx(kl, rel=1e-10)
     assert (paths >= 0).all()
@@ -107,7 +106,8 @@ def test_the_average_path_kl_over_every_completion_is_the_exact_kl_and_it_varies
 def test_a_path_kl_is_its_rows_own_whatever_the_batches(tiny_gpt, rows, size, positions):
     """Kills: answers returned in the order of their lengths; a chunk of positions that cuts a row."""
     reference = perturbed(tiny_gpt, 0)
-    kls = path_kls(tiny_gpt, reference, *zip(*rows, strict=True), micro_batch_size=size, rows=positions)
+    ratios, kls = kl_estimates(tiny_gpt, reference, *zip(*rows, strict=True), micro_batch_size=size, rows=positions)
+    torch.testing.assert_close(ratios, log_ratios(tiny_gpt, reference, *zip(*rows, strict=True)), rtol=0, atol=1e-11)
     for kl, (x, y) in zip(kls, rows, strict=True):
         p, q = (m.logits(m(torch.tensor([x + y])))[0, len(x) - 1 : -1].log_softmax(-1) for m in (tiny_gpt, reference))
         assert kl.item() == pytest.approx((p.exp() * (p - q)).sum().item(), abs=1e-11)
@@ -118,7 +118,7 @@ def test_both_estimates_of_drawn_completions_are_near_the_exact_kl(tiny_gpt):
     reference, prompts = perturbed(tiny_gpt, 0), [[0, 1]] * 1500
     drawn = draw(tiny_gpt, prompts, END, 3, seed=0, micro_batch_size=500)
     kl = exact_kl(tiny_gpt, reference, [0, 1], 3)
-    for values in (log_ratios(tiny_gpt, reference, prompts, drawn), path_kls(tiny_gpt, reference, prompts, drawn)):
+    for values in kl_estimates(tiny_gpt, reference, prompts, drawn):
         mean, low, high = mean_interval(values)
         assert abs(mean - kl) < 3 * (high - low) / 2
 
