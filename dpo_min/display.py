@@ -126,13 +126,13 @@ def cells(text):
 
 
 def wrap(text, width):
-    """Lines of at most `width` cells, cut at blanks where there are any; nothing but line ends is lost."""
+    """Lines of at most `width` cells, 2 or more, cut behind blanks where there are any; only line ends are lost."""
     lines = []
     for line in visible(text).replace("⏎\n", "\n").split("\n"):
         while cells(line) > width:
             end = next(i for i in range(len(line) + 1) if cells(line[: i + 1]) > width)
             blank = line.rfind(" ", 0, end)
-            end = blank + 1 if blank > 0 else max(1, end)
+            end = blank + 1 if blank > 0 else end
             lines.append(line[:end])
             line = line[end:]
         lines.append(line)

@@ -75,12 +75,15 @@ class Reader(HTMLParser):
 
 @given(WILD, st.lists(answers, min_size=1, max_size=3))
 @example("</title><script>alert(1)</script>", [even(["</span><img src=x onerror=alert(1)>"], 1.0, "<b>")])
+@example("x", [even("a", -0.01), even("b", 3.0)])
 def test_a_page_shows_the_text_and_nothing_of_it_is_markup(prompt, found):
     """Kills: prompt, name or token not escaped; a resource from elsewhere; a number that nobody can read."""
     reader = Reader()
     reader.feed(page("Title " + prompt, [(prompt, found)], 0.1))
     assert set(reader.tags) <= set("html meta title style h1 h2 h3 p span".split())
     assert not {name for _, name, _ in reader.attributes} & {"src", "href", "onerror", "onload"}
+    policy = ("meta", "content", "default-src 'none'; style-src 'unsafe-inline'")
+    assert ("meta", "http-equiv", "Content-Security-Policy") in reader.attributes and policy in reader.attributes
     for answer in found:
         assert "".join(visible(span.text) for span in answer.spans) in reader.text.replace("⏹", "")
         assert visible(prompt) in reader.text
@@ -104,6 +107,13 @@ def test_wrapped_lines_fit_and_hold_the_whole_text(text, width):
     lines = wrap(text, width)
     assert "".join(lines) == visible(text).replace("⏎\n", "")
     assert all(cells(line) <= width for line in lines)
+
+
+def test_wide_characters_take_two_columns_and_accents_none():
+    """Kills: len. A line is cut behind its last blank that fits, or where it is full."""
+    assert (cells("ab"), cells("中文"), cells("Ａ"), cells("e\u0301")) == (2, 4, 2, 1)
+    assert wrap("one two three", 8) == ["one two ", "three"]
+    assert wrap("中文中", 5) == ["中文", "中"]
 
 
 def test_a_wide_terminal_has_two_columns_and_a_pipe_has_labels(monkeypatch, capsys):
