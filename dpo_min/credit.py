@@ -109,19 +109,19 @@ class Judge:
         longest_prompt = self.settings["max_prompt_length"]
         pairs, truncated, _ = tokenize([config.pair], self.tokenizers["model"], max_length, longest_prompt)
         if not pairs:
-            raise ValueError(f"--pair: the prompt leaves no room for an answer in {max_length} tokens")
+            raise ValueError(f"--credit: the prompt leaves no room for an answer in {max_length} tokens")
         if truncated:
             print(f"cut to {max_length} tokens, as in training", file=sys.stderr)
         sides = {"chosen": pairs[0].chosen_ids, "rejected": pairs[0].rejected_ids}
         if config.completion is not None:
             sides = {"completion": pairs[0].chosen_ids}
         end, decode = self.tokenizers["model"].end_of_text, self.tokenizers["model"].decode
-        rows = [
-            {"prompt": config.prompt, "model": name, "sample": 0, "completion": decode(y)} for name, y in sides.items()
-        ]
-        return pairs[0].prompt_ids, [
-            (r | {"ended": y[-1] == end}, y) for r, y in zip(rows, sides.values(), strict=True)
-        ]
+
+        def row(name, ids):
+            text = {"prompt": config.prompt, "model": name, "sample": 0, "completion": decode(ids)}
+            return text | {"ended": ids[-1] == end}
+
+        return pairs[0].prompt_ids, [(row(name, ids), ids) for name, ids in sides.items()]
 
     def show(self, prompt, drawn=None):
         """Judge and print the answers to a prompt: (row of --jsonl, ids) each; without any, those that were given."""
