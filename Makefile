@@ -11,7 +11,7 @@ PAIRS ?= 10000
 SFT_STEPS ?= 300
 STEPS ?= 250
 
-.PHONY: help setup train test proof figures mutants torture golden bench bench-gpu links lint format clean
+.PHONY: help setup train evaluate test proof figures mutants torture golden bench bench-gpu links lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -44,6 +44,17 @@ train: $(RUN)/report.md ## Make the demo's preferences, train on them, print and
 
 docs/demo.png: $(RUN)/report.md
 	cp $(RUN)/report.png $@
+
+# Preferences by the same rule that no run was trained on.
+$(DATA)/fresh.jsonl: dpo_min/tools/demo.py | $(VENV)/installed
+	$(PY) -m dpo_min.tools.demo --pairs 3000 --seed 2 --out $@
+
+docs/credit.png: $(RUN)/report.md $(DATA)/fresh.jsonl
+	$(PY) -m dpo_min.tools.credit $(RUN) --data $(DATA)/fresh.jsonl --out $@
+
+evaluate: $(RUN)/report.md $(DATA)/fresh.jsonl ## Measure the demo's model on preferences that it never saw
+	$(PY) -m dpo_min.evaluate --model $(RUN)/model --reference $(RUN)/reference --data $(DATA)/fresh.jsonl \
+		--scorer dpo_min.tools.demo:score --png $(RUN)/evaluation.png
 
 test: $(VENV)/installed ## Run every test
 	$(PY) -m pytest -q

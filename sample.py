@@ -3,8 +3,10 @@
     python sample.py --model runs/demo/model --prompt "a review of the silver lantern:"
     python sample.py --model runs/demo/model --reference runs/demo/reference --prompts held-out.txt --jsonl
     echo "a review of the silver lantern:" | python sample.py --model runs/demo/model --num-samples 3
+    python sample.py --model runs/demo/model --reference runs/demo/reference --credit --pair prefs.jsonl:1
 
-On a terminal a single answer appears token by token. Prompts are lines of a file, or of standard input.
+With --reference both models answer, and the implicit reward says whose answer is better; with --credit it is shown
+token by token. On a terminal a single answer appears token by token. Prompts are lines of a file, or of standard input.
 """
 
 import codecs
@@ -14,7 +16,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from dpo_min import options
-from dpo_min.options import COUNT, NOT_NEGATIVE, PROBABILITY, SEED, flag
+from dpo_min.options import COUNT, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED, flag
 
 
 @dataclass
@@ -33,6 +35,11 @@ class Config:
     seed: int = flag(0, "another seed, other answers", SEED)
     device: str = flag("auto", "where to compute", ["auto", "cpu", "cuda", "mps"])
     dtype: str = flag("auto", "auto: bfloat16 on CUDA, float32 elsewhere", ["auto", "float32", "bfloat16", "float16"])
+    credit: bool = flag(False, "colour each token by its reward, β (log π − log π_ref)")
+    completion: str | None = flag(None, "with --credit and --prompt: the reward of this answer instead of fresh ones")
+    pair: str | None = flag(None, "with --credit: the reward of both sides of a preference, FILE:LINE")
+    html: Path | None = flag(None, "with --credit: write the same as a page of HTML")
+    beta: float | None = flag(None, "of the reward; default: the run's that --model is in, else 0.1", POSITIVE)
     jsonl: bool = flag(False, "one JSON object an answer, for machines")
 
 
@@ -44,6 +51,7 @@ def prepare(argv):
             options.refuse(
                 given, ["top_k", "top_p", "seed", "num_samples"], "with --temperature 0, which is one answer"
             )
+        options.check_credit(config, given)
         if config.prompt is not None:
             options.refuse(given, ["prompts"], "with --prompt")
             if any("\ud800" <= character <= "\udfff" for character in config.prompt):
@@ -69,7 +77,7 @@ PREPARED = prepare(sys.argv[1:]) if __name__ == "__main__" else None
 
 import torch
 
-from dpo_min import run
+from dpo_min import credit, run
 from dpo_min.generate import stream
 from dpo_min.tokenizer import load_tokenizer
 from dpo_min.weights import load_model
@@ -98,30 +106,35 @@ def sample(config, prompts):
         named = {"model": config.model} | ({"reference": config.reference} if config.reference else {})
         models = {name: load_model(path).to(device).eval() for name, path in named.items()}
         tokenizers = {name: load_tokenizer(path) for name, path in named.items()}
-        for prompt in prompts:
+        for prompt in prompts if not config.pair else ():
             for name, model in models.items():
                 size, limit = len(tokenizers[name].encode(prompt)), model.config.block_size
                 if size >= limit:
                     raise ValueError(f"--prompt: {size} tokens leave no room in the {limit} positions of {named[name]}")
+        judge = credit.Judge(config, models, tokenizers, device, dtype) if config.reference else None
     except ValueError as error:
         options.stop(error)
-    live = sys.stdout.isatty() and config.num_samples == 1 and not config.jsonl
+    live = sys.stdout.isatty() and config.num_samples == 1 and not config.jsonl and not judge
+    echo = (lambda text: print(text, end="", flush=True)) if live else (lambda text: None)
     for prompt in prompts:
-        if not config.jsonl:
+        if config.pair:
+            judge.show(prompt)
+            continue
+        if not config.jsonl and not judge:
             print(f"\n{prompt}")
+        drawn = []
         for name, model in models.items():
             tokenizer = tokenizers[name]
-            label = f"[{name}]" if len(models) > 1 else ""
-            if live:
-                print(label, end="", flush=True)
-            echo = (lambda text: print(text, end="", flush=True)) if live else (lambda text: None)
             for i, ids in enumerate(answers(config, model, tokenizer, prompt, device, dtype, echo)):
                 text, ended = tokenizer.decode(ids), ids[-1] == tokenizer.end_of_text
-                if config.jsonl:
-                    line = {"prompt": prompt, "model": name, "sample": i, "completion": text, "ended": ended}
-                    print(json.dumps(line, ensure_ascii=False), flush=True)
-                else:
-                    print("" if live else label + text, flush=True)
+                row = {"prompt": prompt, "model": name, "sample": i, "completion": text, "ended": ended}
+                drawn.append((row, ids))
+                if not judge:
+                    print(json.dumps(row, ensure_ascii=False) if config.jsonl else "" if live else text, flush=True)
+        if judge:
+            judge.show(prompt, drawn)
+    if judge:
+        judge.close()
     return 0
 
 

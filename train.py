@@ -54,9 +54,9 @@ import torch
 
 from dpo_min import distributed, run
 from dpo_min.checkpoint import load_checkpoint, save_checkpoint
-from dpo_min.evaluate import preference_metrics
 from dpo_min.gpt import GPT, GPTConfig
 from dpo_min.losses import LOSSES, sft_loss
+from dpo_min.metrics import preference_metrics
 from dpo_min.optimizer import default_warmup, make_optimizer, schedule
 from dpo_min.packing import ahead, batch_logps, batches, pack
 from dpo_min.preference import margin

@@ -21,7 +21,8 @@ READING_ORDER = (
     "checkpoint",
     "reference",
     "generate",
-    "evaluate",
+    "metrics",
+    "scoring",
     "options",
     "config",
     "lint",
@@ -29,4 +30,7 @@ READING_ORDER = (
     "resume",
     "watch",
     "run",
+    "display",
+    "credit",
+    "evaluate",
 )

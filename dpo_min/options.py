@@ -11,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin
 
+from dpo_min.data import BadRow, Preference, parse_line, read_rows
 from dpo_min.files import Lock, read_json
 from dpo_min.tokenizer import load_tokenizer
 
@@ -210,6 +211,71 @@ def model_sizes(directory):
         if type(config.get(key)) is not int:
             raise ValueError(f"{path}: {key} is {config.get(key)!r}, not a whole number")
     return config["vocab_size"], config["n_positions"]
+
+
+def run_settings(model):
+    """What a run's config.json, in the directory above a model's, says on scoring; what train.py takes without it.
+
+    Returns: beta, reduce, and max_length and max_prompt_length, which are None where there is no run.
+
+    Raises:
+        ValueError: the config is a run's and cannot be read, or has no beta above 0.
+    """
+    path, settings = model.resolve().parent / "config.json", {}
+    if path.exists() and "data_sha256" in (found := read_json(path)):
+        settings = found
+    beta = settings.get("beta", 0.1)
+    if type(beta) not in (int, float) or not POSITIVE.test(beta):
+        raise ValueError(f"{path}: beta is {beta!r}, not {POSITIVE.words}; give --beta")
+    names = ("max_length", "max_prompt_length")
+    return {"beta": beta, "reduce": settings.get("reduce", "sum")} | {name: settings.get(name) for name in names}
+
+
+def read_row(place):
+    """The `Preference` at FILE:LINE.
+
+    Raises:
+        ValueError: it names no line of a file, or that line is not a preference.
+    """
+    path, _, line = place.rpartition(":")
+    if not path or not line.isdecimal():
+        raise ValueError(f"--pair: expected FILE:LINE, got {place!r}")
+    row = next((row for number, row, _ in read_rows(path) if number == int(line)), None)
+    if row is None:
+        raise ValueError(f"--pair: {path} has no row in line {line}")
+    try:
+        return Preference(*parse_line(int(line), row), place)
+    except BadRow as error:
+        raise ValueError(f"--pair: {place}: {error}") from error
+
+
+def check_credit(config, given):
+    """Check sample.py's flags that have to do with the implicit reward, and fill in --beta and the row of --pair.
+
+    Raises:
+        ValueError: a flag is wrong or would have no effect.
+    """
+    if not config.reference:
+        refuse(given, ["credit", "beta"], "without --reference, against which the reward is measured")
+    if not config.credit:
+        refuse(given, ["completion", "pair", "html"], "without --credit")
+    if config.pair:
+        refuse(given, ["prompt", "prompts", "completion"], "with --pair, which has its own")
+        config.pair = read_row(config.pair)
+        config.prompt = config.pair.prompt
+    elif config.completion is not None:
+        if config.prompt is None or not config.completion:
+            raise ValueError("--completion needs --prompt TEXT, and a text of its own")
+        if any("\ud800" <= character <= "\udfff" for character in config.completion):
+            raise ValueError("--completion: not UTF-8 text")
+        config.pair = Preference(config.prompt, config.completion, config.completion)
+    if config.pair:
+        shown = {"model", "reference", "prompt", "prompts", "completion", "pair", "credit", "html", "beta"}
+        refuse(given, sorted(given - shown - {"device", "dtype", "jsonl"}), "where nothing is drawn")
+    if config.html and (config.html.is_dir() or not config.html.absolute().parent.is_dir()):
+        raise ValueError(f"--html {config.html}: not a file in a directory that exists")
+    if config.reference and config.beta is None:
+        config.beta = run_settings(config.model)["beta"]
 
 
 def stop(message, code=2):

@@ -75,14 +75,22 @@ def pack(pairs, chosen_only=False):
     return Batch(tokens, positions, None if chosen_only else segments, *flat, torch.tensor(lengths))
 
 
-def batch_logps(model, batch, reduce="sum"):
-    """Log π(y|x) of every completion, (2B,): chosen, then rejected; or (B,). The whole path through the model.
+def batch_token_logps(model, batch):
+    """Log-probabilities of the scored tokens, (T,) for every completion: chosen, then rejected. The whole path.
 
-    Equal to `sequence_logprobs` of padded rows; only scored positions meet the vocabulary. "mean" is per token.
+    Only scored positions meet the vocabulary.
     """
     hidden = model(batch.tokens, batch.positions, batch.mask)  # (B, T, C)
     logps = token_logprobs(hidden.flatten(0, 1)[batch.predictors], model.wte.weight, batch.targets)  # (S,)
-    total = torch.stack([part.sum() for part in logps.split(batch.lengths.tolist())])  # (2B,)
+    return logps.split(batch.lengths.tolist())
+
+
+def batch_logps(model, batch, reduce="sum"):
+    """Log π(y|x) of every completion, (2B,): chosen, then rejected; or (B,). "mean" is per token.
+
+    Equal to `sequence_logprobs` of padded rows.
+    """
+    total = torch.stack([part.sum() for part in batch_token_logps(model, batch)])  # (2B,)
     return total / batch.lengths.to(total.device) if reduce == "mean" else total
 
 

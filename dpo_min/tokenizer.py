@@ -4,6 +4,11 @@ Every tokenizer here is a byte-level BPE: 256 single bytes, merges of them, and 
 `<|endoftext|>`. It comes from one of three places: nothing but the 256 bytes (`bytes`), tiktoken's own
 GPT-2 (`gpt2`), or the vocabulary files beside a model. A model directory always receives the files,
 so it needs no flag and no network afterwards.
+
+They are written twice over: as GPT-2's own vocab.json and merges.txt, and as tokenizer.json, the one file that the
+ecosystem's tokenizer libraries load by the directory's name alone. The ids are the same on every text but one kind:
+those libraries take `<|endoftext|>` inside a text for the control token, unless told to split special tokens, and
+here it is ordinary text always, because whoever writes a prompt must not be able to end it.
 """
 
 import hashlib
@@ -14,7 +19,7 @@ from pathlib import Path
 
 import tiktoken
 
-from dpo_min.files import read_json, read_text, write_atomically
+from dpo_min.files import read_text, write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 VERSION = "#version: 0.2"  # the first line of merges.txt
@@ -22,8 +27,22 @@ VERSION = "#version: 0.2"  # the first line of merges.txt
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 MAX_WORK = 2**26  # steps of `find_merges`, at most the sum of the tokens' squared lengths; GPT-2's takes 3 million
-
 SINGLE_CHARACTERS = r"(?s:.)"  # enough where nothing is merged; long pieces exhaust the pattern engine's stack
+# What decides ids in a tokenizer.json, and the values that mean GPT-2's way; None stands for a key that is not there.
+BYTE_LEVEL_BPE = {
+    "normalizer": [None],
+    "pre_tokenizer.type": ["ByteLevel"],
+    "pre_tokenizer.add_prefix_space": [False],
+    "pre_tokenizer.use_regex": [True, None],
+    "post_processor.type": ["ByteLevel", None],
+    "decoder.type": ["ByteLevel"],
+    "model.type": ["BPE", None],
+    "model.dropout": [None],
+    "model.continuing_subword_prefix": [None, ""],
+    "model.end_of_word_suffix": [None, ""],
+    "model.byte_fallback": [False, None],
+    "model.ignore_merges": [False, None],
+}
 
 
 def printable_bytes():
@@ -81,18 +100,48 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def save(self, directory):
-        """Write GPT-2's own two files, vocab.json and merges.txt."""
+        """Write the vocabulary as vocab.json with merges.txt and as tokenizer.json, and who reads it."""
 
         def spell(token):
             return "".join(BYTE_TO_CHAR[b] for b in token)
 
         vocab = {spell(token): i for token, i in self.ranks.items()} | {END_OF_TEXT: self.end_of_text}
         merges = [" ".join(map(spell, pair)) for pair in find_merges(self.ranks)]
-        directory = Path(directory)
-        texts = {"vocab.json": json.dumps(vocab, ensure_ascii=False), "merges.txt": "\n".join([VERSION, *merges, ""])}
-        for name, text in texts.items():
-            with write_atomically(directory / name) as file:
+        files = {
+            "vocab.json": json.dumps(vocab, ensure_ascii=False),
+            "merges.txt": "\n".join([VERSION, *merges, ""]),
+            "tokenizer.json": json.dumps(self_contained(vocab, merges), ensure_ascii=False),
+            "tokenizer_config.json": json.dumps(
+                {
+                    "tokenizer_class": "GPT2Tokenizer",
+                    "add_prefix_space": False,
+                    "clean_up_tokenization_spaces": False,  # decoding gives back the text as it was
+                    **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
+                },
+                indent=2,
+            ),
+        }
+        for name, text in files.items():
+            with write_atomically(Path(directory) / name) as file:
                 file.write(text.encode())
+
+
+def self_contained(vocab, merges):
+    """What tokenizer.json says: how text becomes pieces, pieces become ids, and ids become text again."""
+    control = {"id": vocab[END_OF_TEXT], "content": END_OF_TEXT, "special": True}
+    control |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    bpe = {"type": "BPE", "byte_fallback": False, "ignore_merges": False, "fuse_unk": False}
+    bpe |= dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
+    return {
+        "version": "1.0",
+        **dict.fromkeys(("truncation", "padding", "normalizer")),
+        "added_tokens": [control],
+        "pre_tokenizer": byte_level,
+        "post_processor": byte_level,
+        "decoder": byte_level,
+        "model": bpe | {"vocab": vocab, "merges": merges},
+    }
 
 
 def find_merges(ranks):
@@ -144,32 +193,59 @@ def load_gpt2():
 
 
 def load_directory(directory):
-    """A tokenizer from vocab.json + merges.txt, or from GPT-2's first names for them, encoder.json + vocab.bpe."""
-    for vocab_name, merges_name in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-        vocab_path, merges_path = directory / vocab_name, directory / merges_name
-        if vocab_path.exists() and merges_path.exists():
+    """A tokenizer from vocab.json + merges.txt, GPT-2's first names for them, or tokenizer.json."""
+    for names in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("tokenizer.json",)):
+        if all((directory / name).exists() for name in names):
             break
     else:
         raise ValueError(
-            f"{directory}: no vocab.json with merges.txt, nor encoder.json with vocab.bpe; name one with --tokenizer"
+            f"{directory}: no vocab.json with merges.txt, nor encoder.json with vocab.bpe, nor tokenizer.json; "
+            "name one with --tokenizer"
         )
     try:
-        vocab = read_json(vocab_path)
-        merges = read_text(merges_path).split("\n")
+        texts = [read_text(directory / name) for name in names]
+        vocab, merges = parse_two_files(*texts) if len(names) == 2 else parse_self_contained(*texts)
         end_of_text = vocab.pop(END_OF_TEXT)
         ranks = {bytes(CHAR_TO_BYTE[c] for c in token): i for token, i in vocab.items()}
-        lines = [line for line in merges[merges[0].startswith("#version") :] if line]
-        pairs = [tuple(bytes(CHAR_TO_BYTE[c] for c in part) for part in line.split(" ")) for line in lines]
+        pairs = [tuple(bytes(CHAR_TO_BYTE[c] for c in part) for part in merge) for merge in merges]
         ids = {end_of_text, *ranks.values()}
         singles = sum(len(token) == 1 for token in ranks)
         # tiktoken keeps only ids, so the files' merges must be the ones that the ids imply, in the same order.
         sound = singles == 256 and len(ids) == len(ranks) + 1 and all(type(i) is int and 0 <= i < 2**32 for i in ids)
         sound = sound and sum(len(token) ** 2 for token in ranks) <= MAX_WORK
         sound = sound and find_merges(ranks) == pairs
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{directory}: {vocab_name} or {merges_name} cannot be read: {error}") from error
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{directory}: {' or '.join(names)} cannot be read: {error}") from error
     except KeyError as error:
         raise ValueError(f"{directory}: {error} is missing, or is not spelled in GPT-2's byte alphabet") from error
     if not sound:
-        raise ValueError(f"{directory}: {vocab_name} and {merges_name} do not make one byte-level BPE")
+        does = "do not" if len(names) == 2 else "does not"
+        raise ValueError(f"{directory}: {' and '.join(names)} {does} make one byte-level BPE")
     return Tokenizer(ranks, end_of_text)
+
+
+def parse_two_files(vocab, merges):
+    """(vocabulary, merges as tuples) of vocab.json and merges.txt."""
+    lines = merges.split("\n")
+    return json.loads(vocab), [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :] if line]
+
+
+def parse_self_contained(text):
+    """(vocabulary, merges as tuples) of a tokenizer.json; padding and truncation are its users' affair.
+
+    Raises:
+        ValueError: it is not a byte-level BPE in GPT-2's way, with `<|endoftext|>` as its one control token.
+    """
+    content = json.loads(text)
+    for place, accepted in BYTE_LEVEL_BPE.items():
+        value = content
+        for key in place.split("."):
+            value = None if value is None else value.get(key)
+        if value not in accepted:
+            expected = " or ".join(json.dumps(v) for v in accepted if v is not None) or "null"
+            raise ValueError(f"tokenizer.json is not GPT-2's kind: {place} is {json.dumps(value)}, not {expected}")
+    vocab, added = content["model"]["vocab"], {token["content"]: token["id"] for token in content["added_tokens"]}
+    if [*added] != [END_OF_TEXT] or vocab.get(END_OF_TEXT, added[END_OF_TEXT]) != added[END_OF_TEXT]:
+        raise ValueError(f"tokenizer.json has other added tokens than {END_OF_TEXT}: {json.dumps(added)[:200]}")
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in content["model"]["merges"]]
+    return vocab | added, [tuple(merge) for merge in merges]

@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from dpo_min.evaluate import log_ratios
 from dpo_min.generate import generate
 from dpo_min.losses import LOSSES
+from dpo_min.scoring import log_ratios
 
 FAR = 1.25  # a held-out loss beyond so many times that of a policy that is its reference
 PINNED = 3, 100  # train lines, and pairs in them, without a single wrong one

@@ -1,8 +1,9 @@
 """The model directory, in the ecosystem's GPT-2 layout, both ways.
 
 `config.json` has GPT-2's keys; `model.safetensors` has GPT-2's tensor names and orientation (its four
-projections are stored input × output). The safetensors container is eight bytes that give the length of a
-JSON header, the header, which gives each tensor's dtype, shape and place, and raw bytes: data, never code.
+projections are stored input × output); `generation_config.json` tells the ecosystem's samplers which token
+ends a text. The safetensors container is eight bytes that give the length of a JSON header, the header, which
+gives each tensor's dtype, shape and place, and raw bytes: data, never code.
 """
 
 import json
@@ -113,8 +114,10 @@ def save_model(model, directory, end_of_text=None):
     }
     tensors = {PREFIX + name: orient(name, tensor) for name, tensor in model.state_dict().items()}
     write_safetensors(directory / "model.safetensors", tensors)
-    with write_atomically(directory / "config.json") as file:
-        file.write(json.dumps(config, indent=2).encode() + b"\n")
+    generation = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text)
+    for name, content in (("generation_config.json", generation), ("config.json", config)):  # config.json comes last
+        with write_atomically(directory / name) as file:
+            file.write(json.dumps(content, indent=2).encode() + b"\n")
 
 
 def orient(name, tensor):

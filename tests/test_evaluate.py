@@ -1,210 +1,246 @@
-"""Metrics and intervals by their definitions; log-ratios by the exact KL of two policies small enough to enumerate."""
+"""`python -m dpo_min.evaluate`: what it prints is what its functions say, of the rows that the seed decides."""
 
-import copy
-import math
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, example, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_min.data import TokenizedPair
-from dpo_min.evaluate import Z_95, log_ratios, mean_interval, preference_metrics, wilson_interval, wins
-from dpo_min.exact import enumerate_completions
-from dpo_min.generate import generate
-from dpo_min.losses import LOSSES
+from dpo_min import evaluate, run
+from dpo_min.data import Preference, TokenizedPair, tokenize
+from dpo_min.gpt import GPT, GPTConfig
+from dpo_min.metrics import preference_metrics
 from dpo_min.packing import batch_logps, pack
-from dpo_min.preference import margin
+from dpo_min.tokenizer import load_tokenizer
+from dpo_min.weights import load_model
 
-END = 4  # end-of-text of tiny_gpt
-nats = st.floats(-1000, 0)
-betas = st.floats(1e-3, 10)
-
-
-def columns(width, element=nats, max_rows=5):
-    """`width` tensors (B,) in float64."""
-    row = st.lists(element, min_size=width, max_size=width)
-    return st.lists(row, min_size=1, max_size=max_rows).map(lambda rows: torch.tensor(rows, dtype=torch.float64).T)
+BYTES = load_tokenizer("bytes")
+ROWS = [{"prompt": f"{i}?", "chosen": "yes " * (1 + i % 3), "rejected": "no" * (1 + i % 4)} for i in range(30)]
 
 
-# ---- metrics of a preference ----
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory):
+    """A run's directory with β = 0.25, a model, its reference, rows, scores of answers, and a judge."""
+    directory = tmp_path_factory.mktemp("run")
+    for seed, name in enumerate(("model", "reference")):
+        sizes = GPTConfig(vocab_size=257, block_size=24, n_layer=1, n_head=2, n_embd=16)
+        model = GPT(sizes, torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            model.wte.weight.mul_(20)
+        run.save_model_directory(model, BYTES, directory / name)
+    (directory / "config.json").write_text(json.dumps({"data_sha256": "", "beta": 0.25, "max_length": 24}))
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    scores = [("model", 0, 3), ("reference", 0, 1), ("model", 1, 2.0), ("reference", 1, 2), ("model", 2, -1)]
+    scores.append(("reference", 2, 0))
+    lines = [{"model": name, "prompt": "x", "sample": i, "score": score} for name, i, score in scores]
+    (directory / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (directory / "a_judge.py").write_text(
+        "LIMIT = 3\n"
+        "def length(prompt, answer): return len(answer)\n"
+        "def shortness(prompt, answer): return -len(answer)\n"
+        "def fails(prompt, answer): return {}[prompt]\n"
+        "def nothing(prompt, answer): return None\n"
+    )
+    return directory
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_tie_is_half_a_win(dtype):
-    """Kills: `ours > theirs`, which reads 0 at step 0."""
-    ours, theirs = torch.tensor([2, 1, 1], dtype=dtype), torch.tensor([1, 1, 2], dtype=dtype)
-    assert torch.equal(wins(ours, theirs), torch.tensor([1, 0.5, 0], dtype=dtype))
+def ask(directory, *argv):
+    named = ["--model", directory / "model", "--reference", directory / "reference", "--data", directory / "rows.jsonl"]
+    return run.guard(evaluate.evaluate, *evaluate.prepare([str(flag) for flag in (*named, *argv)]))
 
 
-@given(columns(2, st.integers(-3, 3).map(float)))
-def test_one_sides_wins_are_the_other_sides_losses(scores):
-    """Kills: a tie counted for both."""
-    ours, theirs = scores
-    assert torch.equal(wins(ours, theirs) + wins(theirs, ours), torch.ones_like(ours))
+def report(directory, capsys, *argv):
+    assert ask(directory, *argv, "--json") == 0
+    return json.loads(capsys.readouterr().out)
 
 
-@given(columns(2, st.floats(-1e30, 0)), betas)
-def test_a_policy_equal_to_its_reference_has_no_reward_and_wins_half(logps, beta):
-    """Kills: a reward of β log π − β log π_ref, rounded twice; ties that lose."""
-    metrics = preference_metrics(logps, logps.clone(), beta)
-    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
-        assert torch.equal(metrics[name], torch.zeros_like(logps[0]))
-    assert torch.equal(metrics["rewards/accuracies"], torch.full_like(logps[0], 0.5))
+FEW = "--samples", 6, "--max-new-tokens", 4
 
 
-@given(columns(4), betas)
-def test_the_metrics_are_their_definitions(logps, beta):
-    """Kills: chosen and rejected exchanged; β left out; the reference's log-probabilities logged as the policy's."""
-    metrics = preference_metrics(logps[:2], logps[2:], beta)
-    policy_chosen, policy_rejected, reference_chosen, reference_rejected = logps
-    assert metrics.keys() == {
-        *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
-        *("logps/chosen", "logps/rejected"),
-    }
-    chosen, rejected = beta * (policy_chosen - reference_chosen), beta * (policy_rejected - reference_rejected)
-    assert torch.equal(metrics["rewards/chosen"], chosen)
-    assert torch.equal(metrics["rewards/rejected"], rejected)
-    assert torch.equal(metrics["rewards/margins"], chosen - rejected)
-    expected = [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)]
-    assert metrics["rewards/accuracies"].tolist() == expected
-    assert torch.equal(metrics["logps/chosen"], policy_chosen)
-    assert torch.equal(metrics["logps/rejected"], policy_rejected)
+def test_the_figures_are_those_of_the_rewards_that_training_logs(a_run, capsys):
+    """Kills: another β than the run's, rows counted twice, sides exchanged, an n that is not the rows'."""
+    found = report(a_run, capsys, *FEW)
+    pairs = tokenize([Preference(**row) for row in ROWS], BYTES, 24)[0]
+    models = [load_model(a_run / name).requires_grad_(False) for name in ("model", "reference")]
+    logps = [batch_logps(model, pack(pairs)).chunk(2) for model in models]
+    metrics = preference_metrics(*logps, 0.25)
+    figures = found["figures"]
+    assert figures["accuracy"]["value"] == pytest.approx(metrics["rewards/accuracies"].mean().item())
+    assert figures["margin"]["value"] == pytest.approx(metrics["rewards/margins"].mean().item(), abs=1e-4)
+    for side in ("chosen", "rejected"):
+        expected = metrics[f"rewards/{side}"].mean().item() / 0.25
+        assert figures[f"log_ratio_{side}"]["value"] == pytest.approx(expected, abs=1e-4)
+    gaps = torch.tensor([len(pair.chosen_ids) - len(pair.rejected_ids) for pair in pairs])
+    r = torch.corrcoef(torch.stack([metrics["rewards/margins"], gaps]))[0, 1].item()
+    assert figures["length_correlation"]["value"] == pytest.approx(r, abs=1e-4)
+    for name, figure in figures.items():
+        assert figure["low"] <= figure["value"] <= figure["high"]
+        assert figure["n"] == (6 if name.startswith("kl") else 30), name
+    assert figures["kl_sum_of_tokens"]["standard_error"] > 0
+    assert sum(b["n"] for b in found["calibration"]) == found["rows"] == 30
 
 
-@given(columns(4), betas)
-def test_the_loss_is_that_of_the_logged_rewards(logps, beta):
-    """Kills: logged rewards that are not the optimised ones (another β, or none)."""
-    metrics = preference_metrics(logps[:2], logps[2:], beta)
-    logged = -torch.nn.functional.logsigmoid(metrics["rewards/chosen"] - metrics["rewards/rejected"])
-    optimised = LOSSES["sigmoid"].value(margin(*logps), beta)
-    torch.testing.assert_close(logged, optimised, rtol=1e-10, atol=1e-300)
+def test_the_table_holds_every_figure_of_the_json(a_run, capsys):
+    """Kills: a figure that only machines see; null printed for what is unknown."""
+    found = report(a_run, capsys, *FEW, "--max-pairs", 1)
+    assert found["figures"]["margin"]["low"] is None and found["figures"]["length_correlation"]["value"] is None
+    found = report(a_run, capsys, *FEW)
+    assert ask(a_run, *FEW) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("30 of 30 pairs, β = 0.25; 6 answers of at most 4 tokens\n")
+    for name, figure in found["figures"].items():
+        values = " *".join(re.escape(text) for text in (f"{figure['value']:.4f}", "[", f"{figure['low']:.4f},"))
+        assert re.search(f"{re.escape(evaluate.LABELS[name])} *{values}.*{figure['n']}", shown), name
 
 
-# ---- intervals ----
+def test_two_models_that_are_one_are_as_good_as_each_other(a_run, capsys):
+    """Kills: ties that lose; draws for the reference that are the policy's own."""
+    argv = ["--model", a_run / "model", "--reference", a_run / "model", "--data", a_run / "rows.jsonl", "--json", *FEW]
+    assert run.guard(evaluate.evaluate, *evaluate.prepare([str(flag) for flag in argv])) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert figures["accuracy"]["value"] == 0.5
+    for name in ("margin", "log_ratio_chosen", "calibration_error", "kl_mean_log_ratio", "kl_sum_of_tokens"):
+        assert (figures[name]["value"], figures[name]["low"]) == (0, 0), name
 
 
-@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-@example((0, 7))
-@example((4, 4))
-@example((0, 1))
-def test_wilsons_interval_lies_in_zero_to_one_and_holds_the_rate(counts):
-    """Kills: the normal approximation, which has no width at 0 and leaves [0, 1] beside it; rounding at the ends."""
-    successes, n = counts
-    low, high = wilson_interval(successes, n)
-    assert 0 <= low <= successes / n <= high <= 1
-    assert high - low > 0
+# ---- which rows ----
+
+preferences = st.lists(
+    st.builds(Preference, st.text("ab", max_size=9), st.text("cd", min_size=1, max_size=9), st.just("e")), max_size=12
+)
 
 
-@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilsons_bounds_are_the_rates_that_the_count_rejects_at_five_percent(counts):
-    """Kills: z²/2n or z²/4n² misplaced. The bounds solve (p̂ − q)² = z² q (1 − q) / n."""
-    successes, n = counts
-    for bound in wilson_interval(successes, n):
-        distance = (successes / n - bound) ** 2
-        assert distance == pytest.approx(Z_95**2 * bound * (1 - bound) / n, rel=1e-8, abs=1e-14)
+@given(preferences, st.integers(0, 5), st.integers(1, 15), st.randoms(use_true_random=False))
+def test_the_rows_that_are_taken_depend_on_the_seed_and_not_on_their_order(rows, seed, limit, random):
+    """Kills: the first rows of a file taken for a sample of it; more pairs than were asked for, or fewer."""
+    if not rows:
+        return
+    shuffled = random.sample(rows, len(rows))
+    first, second = (evaluate.choose(r, BYTES, (24, None), seed, limit, 0) for r in (rows, shuffled))
+    key = lambda pair: (pair.prompt_ids, pair.chosen_ids)  # noqa: E731
+    assert sorted(map(key, first)) == sorted(map(key, second))
+    assert len(first) == min(limit, len(rows))
+    assert len(evaluate.choose(rows, BYTES, (24, None), seed, None, 10**6)) == len(rows)
 
 
-@given(st.integers(1, 1000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.integers(2, 100))
-def test_wilsons_interval_shrinks_with_n_and_mirrors_with_the_rate(counts, factor):
-    """Kills: a half-width without its 1/n."""
-    successes, n = counts
-    low, high = wilson_interval(successes, n)
-    more_low, more_high = wilson_interval(factor * successes, factor * n)
-    assert more_high - more_low < high - low
-    assert wilson_interval(n - successes, n) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+def test_without_a_limit_the_tokens_decide_and_another_seed_takes_other_rows(a_run):
+    """Kills: a budget that counts rows; one order for all seeds."""
+    rows = [Preference(**row) for row in ROWS]
+    counts = [len(evaluate.choose(rows, BYTES, (24, None), 0, None, tokens)) for tokens in (0, 100, 200, 10**6)]
+    assert counts[0] == 2 < counts[1] < counts[2] < counts[3] == 30
+    taken = {str(evaluate.choose(rows, BYTES, (24, None), seed, 3, 0)) for seed in range(5)}
+    assert len(taken) == 5
 
 
-def test_wilsons_interval_of_eight_in_ten():
-    """Kills: another z. By hand: (8 + 1.9207 ± 1.96 √(1.6 + 0.9604)) / 13.8415"""
-    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=5e-5)
+# ---- the win rate ----
 
 
-def test_the_normal_quantile():
-    assert math.erf(Z_95 / math.sqrt(2)) == pytest.approx(0.95, abs=1e-7)
+@settings(max_examples=5)
+@given(st.integers(0, 3))
+def test_what_one_model_wins_the_other_loses(a_run, seed):
+    """Kills: a tie counted for both, answers of one model scored for the other."""
+    ours, theirs = (load_model(a_run / name).requires_grad_(False) for name in ("model", "reference"))
+    drawn = [evaluate.draw(m, [[65], [66, 67]] * 4, 256, 3, seed) for m in (ours, theirs)]
+    texts = [[BYTES.decode(ids) for ids in column] for column in drawn]
+    scores = [evaluate.score_all("length", lambda x, y: len(y), ["A", "BC"] * 4, column) for column in texts]
+    forward, backward = (evaluate.rate(evaluate.wins(*pair)) for pair in (scores, scores[::-1]))
+    assert forward.value == 1 - backward.value and (forward.low, forward.high) == pytest.approx(
+        (1 - backward.high, 1 - backward.low)
+    )
 
 
-def test_the_interval_of_a_mean_by_hand():
-    """Kills: the standard deviation with n in place of n − 1; the standard error without its √n."""
-    half = 1.959964 * math.sqrt(5 / 3) / 2
-    assert mean_interval(torch.tensor([1.0, 2.0, 3.0, 4.0])) == pytest.approx((2.5, 2.5 - half, 2.5 + half), rel=1e-12)
+def test_a_scorer_is_a_function_or_a_column(a_run, capsys, monkeypatch):
+    """Kills: the lower score winning; rows of a file compared across their numbers."""
+    monkeypatch.syspath_prepend(a_run)
+    monkeypatch.chdir(a_run)
+    scorers = "a_judge:length", "a_judge:shortness", "scores.jsonl:score"
+    *rates, column = (report(a_run, capsys, *FEW, "--scorer", s)["figures"]["win_rate"] for s in scorers)
+    assert rates[0]["value"] == 1 - rates[1]["value"] and rates[0]["n"] == 6
+    assert (column["value"], column["n"]) == (0.5, 3)  # one win, one tie, one loss
 
 
-@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=20), st.integers(-1000, 1000))
-def test_the_interval_of_a_mean_moves_with_the_values_and_shrinks_with_their_number(values, shift):
-    """Kills: float32 sums; an interval that is not centred."""
-    values = torch.tensor(values, dtype=torch.float64)
-    mean, low, high = mean_interval(values)
-    assert mean == pytest.approx(math.fsum(values.tolist()) / len(values), rel=1e-12, abs=1e-9)
-    assert (low + high) / 2 == pytest.approx(mean, abs=1e-9)
-    assert mean_interval(values + shift) == pytest.approx((mean + shift, low + shift, high + shift), abs=1e-7)
-    assume(high - low > 1e-3)
-    _, more_low, more_high = mean_interval(values.repeat(4))
-    assert more_high - more_low < 0.9 * (high - low)
+# ---- the page, and mistakes ----
 
 
-# ---- log-ratios and KL ----
+def test_the_page_is_a_picture(a_run, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert ask(a_run, *FEW, "--png", tmp_path / "page.png") == 0
+    content = (tmp_path / "page.png").read_bytes()
+    assert content.startswith(b"\x89PNG") and len(content) > 10_000
 
 
-def perturbed(model, seed):
-    """Another policy: the same network with noise on every parameter."""
-    model, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-    return model
+BAD = [
+    (["--scorer", "a_judge"], "--scorer a_judge"),
+    (["--scorer", "no_such_module:f"], "No module named 'no_such_module'"),
+    (["--scorer", "a_judge:missing"], "has no attribute 'missing'"),
+    (["--scorer", "a_judge:LIMIT"], "LIMIT is not a function"),
+    (["--scorer", "a_judge:fails"], "--scorer a_judge:fails: KeyError"),
+    (["--scorer", "a_judge:nothing"], "--scorer a_judge:nothing: TypeError"),
+    (["--scorer", "scores.jsonl:grade"], "--scorer scores.jsonl:1: KeyError: 'grade'"),
+    (["--scorer", "scores.jsonl:model"], "--scorer scores.jsonl:1: ValueError"),
+    (["--scorer", "half.jsonl:score"], "the answers of model and reference do not go together"),
+    (["--data", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+    (["--png", "no/where.png"], "--png no/where.png"),
+    (["--beta", "-1"], "--beta: expected a number above 0"),
+    (["--max-pairs", "0"], "--max-pairs: expected a whole number from 1"),
+    (["--model", "nowhere"], "nowhere"),
+    (["--reference", "merged"], "--reference merged: its tokenizer is not that of --model"),
+    (["--judge", "x"], "--judge: unknown argument"),
+]
 
 
-def exact_kl(policy, reference, text, length):
-    """KL(π‖π_ref) of the next `length` tokens by the chain rule: Σ_v π(v) [log π(v)/π_ref(v) + KL after v]."""
-    p, q = (model.logits(model(torch.tensor([text])))[0, -1].log_softmax(-1) for model in (policy, reference))
-    after = [0 if v == END or length == 1 else exact_kl(policy, reference, [*text, v], length - 1) for v in range(5)]
-    return (p.exp() * (p - q + torch.tensor(after, dtype=p.dtype))).sum().item()
+@pytest.mark.parametrize(("argv", "named"), BAD)
+def test_bad_input_is_one_line_and_exit_code_2(a_run, monkeypatch, capsys, argv, named):
+    monkeypatch.syspath_prepend(a_run)
+    monkeypatch.chdir(a_run)
+    Path("half.jsonl").write_text('{"model": "model", "prompt": "x", "score": 1}\n')
+    merged = Path("merged")
+    merged.mkdir(exist_ok=True)
+    vocabulary = json.loads(Path("model/vocab.json").read_text()) | {"ab": 257}
+    (merged / "vocab.json").write_text(json.dumps(vocabulary))
+    (merged / "merges.txt").write_text("a b\n")
+    with pytest.raises(SystemExit, match="2"):
+        ask(a_run, *FEW, *argv)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and named in error, error
 
 
-texts = st.lists(st.integers(0, END), min_size=1, max_size=6)
+def test_a_mistake_is_named_before_pytorch_is_loaded(a_run):
+    """Kills: seconds of waiting for --help, or for the name of a flag."""
+    code = "import sys, runpy; sys.argv = ['evaluate', '--model', 'x', '--beta', '0']\n"
+    code += "try: runpy.run_module('dpo_min.evaluate', run_name='__main__')\nfinally: print('torch' in sys.modules)"
+    root = Path(evaluate.__file__).resolve().parents[1]
+    shown = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env=os.environ)
+    assert (shown.returncode, shown.stdout) == (2, "False\n"), shown.stderr
+    assert "--beta: expected" in shown.stderr and shown.stderr.count("\n") == 1
 
 
-@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=5))
-def test_a_policy_and_itself_have_log_ratios_of_exactly_zero(tiny_gpt, rows):
-    """Kills: two code paths for policy and reference."""
-    ratios = log_ratios(tiny_gpt, copy.deepcopy(tiny_gpt), *zip(*rows, strict=True))
-    assert torch.equal(ratios, torch.zeros(len(rows), dtype=torch.float64))
+def test_an_empty_prompt_and_one_that_fills_the_positions_are_answered(a_run, tmp_path, capsys):
+    """Kills: no room left for the answers that are drawn."""
+    rows = [{"prompt": "", "chosen": "a", "rejected": "b"}, {"prompt": "p" * 99, "chosen": "a", "rejected": "b"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["--samples", 4, "--max-new-tokens", 99]
+    named = ["--model", a_run / "model", "--reference", a_run / "reference", "--data", tmp_path / "rows.jsonl"]
+    assert run.guard(evaluate.evaluate, *evaluate.prepare([str(flag) for flag in (*named, *argv, "--json")])) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert figures["accuracy"]["n"] == 2 and figures["kl_sum_of_tokens"]["n"] == 4
 
 
-@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=7), st.integers(1, 8))
-@example([([0], [1]), ([0, 1], [2, 3, END]), ([END], [END])], 2)
-def test_log_ratios_are_each_rows_own_whatever_the_micro_batch(tiny_gpt, rows, size):
-    """Kills: the last micro-batch dropped; rows out of order; the two models exchanged."""
-    reference = perturbed(tiny_gpt, 0)
-    ratios = log_ratios(tiny_gpt, reference, *zip(*rows, strict=True), micro_batch_size=size)
-    batches = [pack([TokenizedPair(x, y, y)], chosen_only=True) for x, y in rows]
-    expected = [batch_logps(tiny_gpt, batch) - batch_logps(reference, batch) for batch in batches]
-    torch.testing.assert_close(ratios, torch.cat(expected), rtol=0, atol=1e-11)
+def test_an_answer_of_nothing_is_never_scored():
+    assert evaluate.worth(3) == evaluate.worth("3") == 3.0
+    for score in (True, float("nan"), float("inf"), "good"):
+        with pytest.raises(ValueError, match=r"number|float"):
+            evaluate.worth(score)
 
 
-@pytest.mark.parametrize("prompt", [[0], [3, 1, 2], [END]])
-@pytest.mark.parametrize("length", [1, 3])
-def test_the_average_log_ratio_over_every_completion_is_the_exact_kl(tiny_gpt, prompt, length):
-    """Kills: a mean over tokens; an end-of-text that is not scored; KL(π_ref‖π)."""
-    reference = perturbed(tiny_gpt, 0)
-    ys = [list(y) for y in enumerate_completions(5, END, length)]
-    pairs = [TokenizedPair(prompt, y, y) for y in ys]
-    probabilities = batch_logps(tiny_gpt, pack(pairs, chosen_only=True)).exp()
-    average = (probabilities * log_ratios(tiny_gpt, reference, [prompt] * len(ys), ys)).sum().item()
-    kl = exact_kl(tiny_gpt, reference, prompt, length)
-    assert kl > 0.01
-    assert average == pytest.approx(kl, rel=1e-10)
-
-
-def test_the_mean_log_ratio_of_drawn_completions_is_near_the_exact_kl(tiny_gpt):
-    """Kills: completions drawn from the reference, whose mean is −KL(π_ref‖π). Three half-widths are 5.9 σ."""
-    reference, prompts = perturbed(tiny_gpt, 0), [[0, 1]] * 2000
-    drawn = [completion.ids for completion in generate(tiny_gpt, prompts, END, 3, torch.Generator().manual_seed(0))]
-    mean, low, high = mean_interval(log_ratios(tiny_gpt, reference, prompts, drawn, micro_batch_size=500))
-    assert abs(mean - exact_kl(tiny_gpt, reference, [0, 1], 3)) < 3 * (high - low) / 2
-
-
-def test_log_ratios_build_no_graph(tiny_gpt):
-    """Kills: activations kept for a backward that never comes."""
-    policy = copy.deepcopy(tiny_gpt).requires_grad_()
-    assert not log_ratios(policy, tiny_gpt, [[0]], [[1]]).requires_grad
+def test_pairs_without_room_are_passed_over():
+    with pytest.raises(ValueError, match="no row leaves room"):
+        evaluate.choose([Preference("p" * 50, "c", "r")], BYTES, (24, 24), 0, None, 10)
+    rows = [Preference("p" * 50, "c", "r"), Preference("p", "c", "r")]
+    assert evaluate.choose(rows, BYTES, (24, 24), 0, 2, 0) == [TokenizedPair([112], [99, 256], [114, 256])]

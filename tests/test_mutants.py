@@ -14,7 +14,7 @@ OBJECTIVE, PREFERENCE = "tests/test_objective.py::test_", "tests/test_preference
 LOSSES, GRADIENT = "tests/test_losses.py::test_", "tests/test_gradient.py::test_"
 LOGPROB, EXACT = "tests/test_logprob.py::test_", "tests/test_exact.py::test_"
 PACKING, REFERENCE = "tests/test_packing.py::test_", "tests/test_reference.py::test_"
-EVALUATE = "tests/test_evaluate.py::test_"
+METRICS = "tests/test_metrics.py::test_"
 GPT, GENERATE, TRAIN = "tests/test_gpt.py::test_", "tests/test_generate.py::test_", "tests/test_train.py::test_"
 
 BY_HAND = OBJECTIVE + "objective_and_optimum_worked_by_hand"
@@ -377,16 +377,16 @@ MUTANTS = {
         GENERATE + "greedy_decoding_is_the_argmax_of_full_forwards_for_every_prompt_of_the_batch",
     ),
     "a tie counted 0": (
-        "evaluate",
+        "metrics",
         "((ours > theirs).to(ours.dtype) + (ours >= theirs).to(ours.dtype)) / 2",
         "(ours > theirs).to(ours.dtype)",
-        EVALUATE + "a_tie_is_half_a_win",
+        METRICS + "a_tie_is_half_a_win",
     ),
     "rewards logged without β": (
-        "evaluate",
+        "metrics",
         "(beta * (p - r) for",
         "(p - r for",
-        EVALUATE + "the_metrics_are_their_definitions",
+        METRICS + "the_metrics_are_their_definitions",
     ),
     # The step
     "the reference trained too": (

@@ -41,6 +41,7 @@ def test_every_command_of_the_readme_runs_in_order(copy):
     assert len(COMMANDS) >= 10
     for command in COMMANDS:
         small = command.replace("--pairs 2000", "--pairs 64")
+        small = small.replace("--data fresh.jsonl", "--data fresh.jsonl --samples 8 --max-pairs 16")
         if command.startswith("make"):
             small = f"make -o .venv/installed {command.removeprefix('make ')}"
         shown = subprocess.run(["bash", "-c", small], cwd=copy, capture_output=True, text=True, env=environment())
@@ -88,6 +89,8 @@ def test_the_readme_is_short_and_tours_every_file():
 def test_the_flags_and_metrics_that_the_readme_names_exist():
     shown = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     sampler = subprocess.run([sys.executable, "sample.py", "--help"], cwd=ROOT, capture_output=True, text=True)
-    known = shown.stdout + sampler.stdout + " --pairs --help --nproc_per_node"
+    evaluator = [sys.executable, "-m", "dpo_min.evaluate", "--help"]
+    known = subprocess.run(evaluator, cwd=ROOT, capture_output=True, text=True).stdout
+    known += shown.stdout + sampler.stdout + " --pairs --help --nproc_per_node"
     for flag in set(re.findall(r"--[a-z][a-z-]+", README)):
         assert flag in known, flag

@@ -56,6 +56,21 @@ def test_both_models_answer_side_by_side(models, capsys):
     assert shown.startswith("\nx\n[model]") and "\n[reference]" in shown
 
 
+def test_every_sample_is_shown_beside_its_own_number_and_says_which_the_reward_prefers(models, capsys):
+    """Kills: one sample shown for all; the reward of another answer than the one above it."""
+    argv = ["--model", models / "model", "--reference", models / "reference", "--prompt", "x", "--num-samples", 2]
+    lines = answers(capsys, *argv, "--temperature", 0.5, "--max-new-tokens", 4)
+    assert ask(*argv, "--temperature", 0.5, "--max-new-tokens", 4) == 0
+    shown = capsys.readouterr().out
+    places = [shown.index(f"[{line['model']}]") for line in lines[:1]]
+    for i in (0, 1):
+        ours, theirs = ([line for line in lines if line["model"] == name][i] for name in ("model", "reference"))
+        block = f"[model]{ours['completion']}\n[reference]{theirs['completion']}\nimplicit reward (β = 0.1): model "
+        places.append(shown.index(block, places[-1]))
+        better = "model" if ours["reward"] > theirs["reward"] else "reference"
+        assert shown[places[-1] + len(block) :].split("prefers ")[1].startswith(better)
+
+
 def test_prompts_come_from_a_file_or_standard_input(models, tmp_path, capsys, monkeypatch):
     (tmp_path / "prompts.txt").write_text("one\n\nthree\n", encoding="utf-8")
     from_file = answers(capsys, "--model", models / "model", "--prompts", tmp_path / "prompts.txt")

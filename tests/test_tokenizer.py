@@ -1,6 +1,7 @@
 """Byte-level BPE: text → ids → text, and the vocabulary files both ways."""
 
 import json
+import unicodedata
 from collections import Counter
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ import tiktoken
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dpo_min.tokenizer import BYTE_TO_CHAR, CHAR_TO_BYTE, END_OF_TEXT, load_tokenizer
+from dpo_min.tokenizer import BYTE_TO_CHAR, CHAR_TO_BYTE, END_OF_TEXT, MAX_FILE, load_tokenizer
 
 TEXT = st.lists(st.text(max_size=8) | st.sampled_from([END_OF_TEXT, " ", "\n\n", "the", "é", "👩‍🚀"]), max_size=8).map(
     "".join
@@ -273,3 +274,171 @@ def test_gpt2_without_network_or_cache_names_the_two_ways_in(tmp_path, monkeypat
         monkeypatch.delenv(variable, raising=False)
     with pytest.raises(ValueError, match=r"TIKTOKEN_CACHE_DIR.*--tokenizer to a directory"):
         load_tokenizer("gpt2")
+
+
+# tokenizer.json: the same tokenizer in one file, as the ecosystem reads it
+
+CONTRACTIONS = "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"
+ASSIGNED = TEXT.filter(lambda text: all(unicodedata.category(c) != "Cn" for c in text))  # Unicode versions differ on Cn
+
+
+def kind(c):
+    """Which of the pattern's four classes a character is in: white space (Unicode's), letter, number, other."""
+    if c.isspace() and c not in "\x1c\x1d\x1e\x1f":
+        return "space"
+    return {"L": "letter", "N": "number"}.get(unicodedata.category(c)[0], "other")
+
+
+def cut(text):
+    """GPT-2's pieces, without a pattern engine: contractions, runs of one class with the space before, white space."""
+    pieces, i = [], 0
+    while i < len(text):
+        found = next((c for c in CONTRACTIONS if text.startswith(c, i)), "")
+        end, first = i + len(found), i + (text[i] == " ")
+        if not found and first < len(text) and kind(text[first]) != "space":
+            end = next((k for k in range(first, len(text)) if kind(text[k]) != kind(text[first])), len(text))
+        elif not found:
+            end = next((k for k in range(i, len(text)) if kind(text[k]) != "space"), len(text))
+            end -= end < len(text) and end - i > 1  # the last blank belongs to the word behind it
+        pieces.append(text[i:end])
+        i = end
+    return pieces
+
+
+def read_alone(vocab, ranks, text):
+    """Ids by a vocabulary and merges alone: cut, spell in the byte alphabet, merge the lowest pair, again and again."""
+    ids = []
+    for piece in cut(text):
+        parts = [BYTE_TO_CHAR[b] for b in piece.encode()]
+        while len(parts) > 1 and (pair := min(pairwise(parts), key=lambda pair: ranks.get(pair, len(ranks)))) in ranks:
+            i = list(pairwise(parts)).index(pair)
+            parts[i : i + 2] = ["".join(pair)]
+        ids += [vocab[part] for part in parts]
+    return ids
+
+
+@pytest.fixture(scope="module")
+def written(tokenizer, tmp_path_factory):
+    """(a directory with nothing but the tokenizer.json of `tokenizer`, what it says, its merges' ranks)."""
+    directory = tmp_path_factory.mktemp("written")
+    tokenizer.save(directory)
+    for path in directory.iterdir():
+        if path.name != "tokenizer.json":
+            path.unlink()
+    content = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    return directory, content, {tuple(m.split(" ")): rank for rank, m in enumerate(content["model"]["merges"])}
+
+
+@given(text=ASSIGNED)
+@example("I'll say it's  2 \u2167 naïve\n\n \t words 'twas ")
+@example("\x1c\x1d a\x85\u2028b\u00a0 c\u200bd")
+@example("'S 'sa ' s ’s")
+@example(END_OF_TEXT)
+def test_tokenizer_json_means_the_same_ids_to_one_who_has_only_it(tokenizer, written, text):
+    """Kills: merges in another order, a space put before the text, pieces that are not GPT-2's, a wrong id."""
+    _, content, ranks = written
+    assert read_alone(content["model"]["vocab"], ranks, text) == tokenizer.encode(text)
+
+
+def test_a_directory_with_only_tokenizer_json_is_the_same_tokenizer(tokenizer, written):
+    """Kills: an id or a merge lost on the way, or an end-of-text that is not the file's."""
+    loaded = load_tokenizer(written[0])
+    assert loaded.fingerprint() == tokenizer.fingerprint()
+    content = written[1]
+    assert content["added_tokens"][0]["id"] == content["model"]["vocab"][END_OF_TEXT] == tokenizer.end_of_text
+    assert sorted(content["model"]["vocab"].values()) == list(range(tokenizer.vocab_size))
+
+
+def with_change(content, place, value):
+    """A deep copy of `content` in which the value at a dotted place is another; no value: the key is deleted."""
+    copy = json.loads(json.dumps(content))
+    *path, last = place.split(".")
+    inner = copy
+    for key in path:
+        inner = inner[key]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    return copy
+
+
+@pytest.fixture(scope="module")
+def ab(tmp_path_factory):
+    """What the tokenizer.json of the one merge a b says."""
+    directory = tmp_path_factory.mktemp("ab")
+    write_vocabulary(directory, [("a", "b")])
+    load_tokenizer(directory).save(directory)
+    return json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+
+
+def load_alone(directory, content):
+    (directory / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    return load_tokenizer(directory)
+
+
+ADDED = {"id": 257, "content": END_OF_TEXT, "special": True}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("normalizer", {"type": "NFC"}),
+        ("pre_tokenizer", {"type": "Whitespace"}),
+        ("pre_tokenizer", None),
+        ("pre_tokenizer.add_prefix_space", True),
+        ("pre_tokenizer.add_prefix_space", None),
+        ("pre_tokenizer.use_regex", False),
+        ("pre_tokenizer", [1]),
+        ("post_processor", {"type": "TemplateProcessing"}),
+        ("decoder", {"type": "Metaspace"}),
+        ("decoder", None),
+        ("model", None),
+        ("model", "BPE"),
+        ("model.type", "Unigram"),
+        ("model.dropout", 0.1),
+        ("model.continuing_subword_prefix", "##"),
+        ("model.end_of_word_suffix", "</w>"),
+        ("model.byte_fallback", True),
+        ("model.ignore_merges", True),
+        ("model.vocab", None),
+        ("model.vocab", ["a"]),
+        ("model.merges", None),
+        ("model.merges", []),
+        ("model.merges", ["a b c"]),
+        ("model.merges", [["a", "b"], ["a", "c"]]),
+        ("model.merges", [1]),
+        ("added_tokens", None),
+        ("added_tokens", []),
+        ("added_tokens", [ADDED, {"id": 258, "content": "<pad>"}]),
+        ("added_tokens", [ADDED | {"content": "</s>"}]),
+        ("added_tokens", [ADDED | {"id": 258}]),
+        ("added_tokens", [1]),
+    ],
+)
+def test_a_tokenizer_json_of_another_kind_is_refused_with_its_directory(tmp_path, ab, place, value):
+    """Kills: a key that changes ids and is passed over."""
+    with pytest.raises(ValueError, match=f"^{tmp_path}: ") as refused:
+        load_alone(tmp_path, with_change(ab, place, value))
+    assert "\n" not in str(refused.value)
+
+
+def test_harmless_differences_of_a_tokenizer_json_are_accepted(tmp_path, ab):
+    """Merges as pairs, keys that older or newer writers leave out, another caller's padding."""
+    older = ab | {"model": {key: ab["model"][key] for key in ("vocab", "merges")}, "padding": {"length": 8}}
+    older["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    del older["post_processor"]
+    for content in (ab, older, with_change(ab, "model.merges", [["a", "b"]])):
+        assert load_alone(tmp_path, content).encode("abc") == [256, 99]
+    del older["model"]["vocab"][END_OF_TEXT]  # its id stands among the added tokens
+    assert load_alone(tmp_path, older).end_of_text == 257
+
+
+def test_a_vocabulary_file_without_end_and_a_token_without_end_are_refused(tmp_path, ab):
+    """Kills: a file read whole however large; minutes spent on a token of a million bytes."""
+    with open(tmp_path / "tokenizer.json", "wb") as file:
+        file.truncate(MAX_FILE + 1)  # a hole, which takes no space
+    with pytest.raises(ValueError, match="more than"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="one byte-level BPE"):
+        load_alone(tmp_path, with_change(ab, "model.vocab." + "a" * 10**6, 300))

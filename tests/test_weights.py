@@ -638,4 +638,12 @@ def test_a_model_whose_second_tensor_cannot_be_read_leaves_the_old_model(saved):
 def test_saving_again_replaces_the_model(saved):
     save_model(random_gpt(seed=1, sizes=GPTConfig(3, 2, 1, 1, 2)), saved)
     assert_same_model(load_model(saved), random_gpt(seed=1, sizes=GPTConfig(3, 2, 1, 1, 2)))
-    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
+    names = ["config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(path.name for path in saved.iterdir()) == names
+
+
+def test_the_ecosystems_samplers_are_told_which_token_ends_a_text(tmp_path):
+    """Kills: an end-of-text that only config.json names, which newer samplers do not ask."""
+    save_model(random_gpt(), tmp_path, end_of_text=4)
+    generation = json.loads((tmp_path / "generation_config.json").read_text())
+    assert generation == {"bos_token_id": 4, "eos_token_id": 4, "pad_token_id": 4}

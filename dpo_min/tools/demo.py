@@ -57,6 +57,11 @@ def reward(review):
     return REWARD_SCALE * (praise - complaint) / (praise + complaint + 2)
 
 
+def score(prompt, review):
+    """The reward of an answer, for `python -m dpo_min.evaluate --scorer dpo_min.tools.demo:score`."""
+    return reward(review)
+
+
 def choose(options, generator):
     """One of the options, all equally likely."""
     return options[int(torch.randint(len(options), (), generator=generator))]

@@ -9,6 +9,8 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+from dpo_min.metrics import wilson_interval
+
 # Readable in black and white: a line style for each role, beside its colour.
 TRAIN = {"color": "0.6", "linewidth": 1.0}
 EVAL = {"color": "black", "linewidth": 1.6, "marker": "o", "markersize": 3.5}
@@ -43,6 +45,38 @@ def draw_curves(directory):
         axis.legend(fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(Path(directory) / "curves.png", dpi=110)
+    plt.close(figure)
+
+
+def draw_evaluation(figures, bins, margins, gaps, path):
+    """One page of `python -m dpo_min.evaluate`: every figure, the margins, the calibration, margin against length.
+
+    Args: name → `Figure`, the `Bin`s, reward margins and length gaps, each (N,).
+    """
+    figure, axes = plt.subplots(2, 2, figsize=(8.3, 8.3), layout="constrained")
+    (words, left), (right, below) = axes
+    words.axis("off")
+    lines = [f"{name}\n    {f.value:.3f}  [{f.low:.3f}, {f.high:.3f}]  n = {f.n}" for name, f in figures.items()]
+    words.text(0, 1, "\n".join(["value  [95 % interval]", *lines]), fontsize=8.5, va="top", linespacing=1.5)
+    left.hist(margins.tolist(), 40, color="0.75", edgecolor="0.4")
+    left.axvline(0, color="black", linewidth=1)
+    left.set(xlabel="reward margin βh (nats)", ylabel="pairs", title="right of the line: as preferred")
+    full = [b for b in bins if b.n]
+    sure, often = [b.confidence for b in full], [b.accuracy for b in full]
+    ends = [wilson_interval(b.accuracy * b.n, b.n) for b in full]
+    error = [[abs(end[side] - p) for end, p in zip(ends, often, strict=True)] for side in (0, 1)]
+    right.plot([0.5, 1], [0.5, 1], color="0.45", linestyle=":", label="calibrated")
+    right.errorbar(sure, often, error, color="black", marker="o", markersize=4, capsize=2, label="95 % interval")
+    right.set(
+        xlabel="how sure: σ(|βh|)", ylabel="how often right", xlim=(0.48, 1.02), ylim=(0, 1.02), title="calibration"
+    )
+    right.legend(fontsize=8, loc="lower right")
+    below.scatter(gaps.tolist(), margins.tolist(), s=8, color="black", alpha=0.4)
+    below.set(xlabel="tokens, chosen − rejected", ylabel="reward margin βh (nats)", title="is length what it learnt?")
+    for axis in (left, right, below):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.title.set_fontsize(9)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 

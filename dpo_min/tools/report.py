@@ -16,8 +16,9 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
 
-from dpo_min.evaluate import log_ratios, mean_interval, wilson_interval, wins
 from dpo_min.generate import generate
+from dpo_min.metrics import mean_interval, wilson_interval, wins
+from dpo_min.scoring import log_ratios
 from dpo_min.tokenizer import load_tokenizer
 from dpo_min.tools.demo import prompts, review, reward
 from dpo_min.weights import load_model

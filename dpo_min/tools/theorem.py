@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from dpo_min.data import TokenizedPair
-from dpo_min.evaluate import Z_95
 from dpo_min.exact import enumerate_completions, exact_log_policy
 from dpo_min.gpt import GPT, GPTConfig
 from dpo_min.losses import LOSSES
+from dpo_min.metrics import Z_95
 from dpo_min.objective import kl_divergence, optimal_policy
 from dpo_min.optimizer import schedule
 from dpo_min.packing import batch_logps, pack

@@ -1,0 +1,157 @@
+"""Where the reward went: β (log π − log π_ref) of every token.
+
+log π(y|x) is a sum over the tokens of y, and so is the implicit reward (DPO, arXiv:2305.18290, Eq. 5, without Z):
+
+    r(x, y) = Σ_t β [log π(y_t | x, y_<t) − log π_ref(y_t | x, y_<t)]
+
+Nobody labelled tokens: the loss saw only the sum. That its terms are a reward of each token, credit given where it is
+due, is the token-level reading of DPO (Rafailov et al., "From r to Q*", arXiv:2404.12358).
+"""
+
+import codecs
+import json
+import math
+import sys
+from dataclasses import dataclass, replace
+
+import torch
+
+from dpo_min.data import TokenizedPair, tokenize
+from dpo_min.display import page, show, visible
+from dpo_min.options import run_settings
+from dpo_min.packing import batch_token_logps, pack
+
+
+@torch.no_grad()
+def token_rewards(policy, reference, prompts, completions, beta, reduce="sum", micro_batch_size=64):
+    """β (log π − log π_ref) of every token of each completion, n tensors (T,); each sums to the implicit reward.
+
+    Args: prompts and completions, n lists of token ids each; with reduce "mean" a reward is divided by T.
+
+    Raises:
+        ValueError: a prompt is empty, or a prompt with its completion is longer than a model's positions.
+    """
+    positions = min(model.config.block_size for model in (policy, reference))
+    longest = max((len(x) + len(y) for x, y in zip(prompts, completions, strict=True)), default=0)
+    if longest > positions:
+        raise ValueError(f"prompt and answer have {longest} tokens, the models {positions} positions")
+    pairs = [TokenizedPair(x, y, y) for x, y in zip(prompts, completions, strict=True)]
+    device, rewards = policy.wte.weight.device, []
+    for start in range(0, len(pairs), micro_batch_size):
+        batch = pack(pairs[start : start + micro_batch_size], chosen_only=True).to(device)
+        for ours, theirs in zip(*(batch_token_logps(model, batch) for model in (policy, reference)), strict=True):
+            rewards.append(beta * (ours - theirs) / (len(ours) if reduce == "mean" else 1))  # (T,)
+    return rewards
+
+
+@dataclass(frozen=True)
+class Span:
+    """The fewest tokens that end where a character ends: their text, empty for a control token, and their reward."""
+
+    text: str
+    ids: list[int]
+    reward: float
+
+
+def spans(tokenizer, ids, rewards):
+    """The `Span`s of a completion, which add up to its text, to its ids and to its reward."""
+    characters = codecs.getincrementaldecoder("utf-8")("replace")
+    found, text, held, reward = [], "", [], 0.0
+    for place, (token, share) in enumerate(zip(ids, rewards, strict=True), 1):
+        text += characters.decode(tokenizer.decode_bytes([token]), final=place == len(ids))
+        held, reward = [*held, token], reward + float(share)
+        if not characters.getstate()[0]:  # no character is incomplete
+            found.append(Span(text, held, reward))
+            text, held, reward = "", [], 0.0
+    return found
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A completion: whose it is or which side of a pair, its ids, its number, and where it was judged its spans."""
+
+    name: str
+    ids: list[int]
+    number: int = 0
+    spans: list[Span] | None = None
+
+    @property
+    def reward(self):
+        """β (log π − log π_ref) of the whole; None if it was not judged."""
+        return None if self.spans is None else math.fsum(span.reward for span in self.spans)
+
+
+class Judge:
+    """What sample.py does with a reference: answers are judged, shown, and at last written to a page.
+
+    Two models that read text differently, or not as far, are shown beside each other and not compared.
+    """
+
+    def __init__(self, config, models, tokenizers, device, dtype):
+        """`models` and `tokenizers` are those of "model" and "reference".
+
+        Raises:
+            ValueError: --credit, and the models cannot be compared; or the row leaves no room for an answer.
+        """
+        self.config, self.models, self.tokenizers, self.groups = config, models, tokenizers, []
+        self.autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
+        self.settings = run_settings(config.model)
+        (ours, reading), (theirs, theirs_reading) = ((models[n].config, tokenizers[n]) for n in ("model", "reference"))
+        self.comparable = ours.block_size == theirs.block_size and reading.fingerprint() == theirs_reading.fingerprint()
+        if config.credit and not self.comparable:
+            raise ValueError("--credit: the tokenizers or the numbers of positions of --model and --reference differ")
+        if config.pair:
+            self.prompt_ids, self.given = self.read_given(ours.block_size)
+
+    def read_given(self, positions):
+        """(the prompt's ids, (row, ids) of each answer) of --pair or --completion, closed and cut as in training."""
+        config, max_length = self.config, min(self.settings["max_length"] or positions, positions)
+        longest_prompt = self.settings["max_prompt_length"]
+        pairs, truncated, _ = tokenize([config.pair], self.tokenizers["model"], max_length, longest_prompt)
+        if not pairs:
+            raise ValueError(f"--credit: the prompt leaves no room for an answer in {max_length} tokens")
+        if truncated:
+            print(f"cut to {max_length} tokens, as in training", file=sys.stderr)
+        sides = {"chosen": pairs[0].chosen_ids, "rejected": pairs[0].rejected_ids}
+        if config.completion is not None:
+            sides = {"completion": pairs[0].chosen_ids}
+        end, decode = self.tokenizers["model"].end_of_text, self.tokenizers["model"].decode
+
+        def row(name, ids):
+            text = {"prompt": config.prompt, "model": name, "sample": 0, "completion": decode(ids)}
+            return text | {"ended": ids[-1] == end}
+
+        return pairs[0].prompt_ids, [(row(name, ids), ids) for name, ids in sides.items()]
+
+    def show(self, prompt, drawn=None):
+        """Judge and print the answers to a prompt: (row of --jsonl, ids) each; without any, those that were given."""
+        ids = self.prompt_ids if drawn is None else self.tokenizers["model"].encode(prompt)
+        drawn = self.given if drawn is None else drawn
+        answers = [Answer(row["model"], completion, row["sample"]) for row, completion in drawn]
+        if self.comparable:
+            answers = self.judge(ids or [self.tokenizers["model"].end_of_text], answers)
+        self.groups.append((prompt, answers))
+        if not self.config.jsonl:
+            print(f"\n{visible(prompt)}")
+            show(answers, [row["completion"] for row, _ in drawn], self.config)
+            return
+        for (row, _), answer in zip(drawn, answers, strict=True):
+            if answer.spans is not None:
+                row |= {"reward": answer.reward, "credit": [[span.text, span.reward] for span in answer.spans]}
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+
+    def judge(self, prompt_ids, answers):
+        """The answers with their spans."""
+        completions, prompts = [answer.ids for answer in answers], [prompt_ids] * len(answers)
+        models = self.models["model"], self.models["reference"]
+        with self.autocast:
+            rewards = token_rewards(*models, prompts, completions, self.config.beta, self.settings["reduce"])
+        tokenizer = self.tokenizers["model"]
+        found = [spans(tokenizer, answer.ids, r.tolist()) for answer, r in zip(answers, rewards, strict=True)]
+        return [replace(answer, spans=s) for answer, s in zip(answers, found, strict=True)]
+
+    def close(self):
+        """Write the page, if there is to be one."""
+        if self.config.html:
+            text = page("Where the reward went", self.groups, self.config.beta)
+            self.config.html.write_text(text, encoding="utf-8")

@@ -1,0 +1,107 @@
+"""What a policy and its reference say about many texts: log-probabilities, draws, and the KL between the two.
+
+KL(π‖π_ref) is estimated from answers y that π draws, in two ways that are right on average. The mean of
+log π(y|x) − log π_ref(y|x) is the plain one. The other adds up KL(π(·|x, y_<t) ‖ π_ref(·|x, y_<t)) along y, each term
+over the whole vocabulary: given a prefix it is what the plain one is on average (Rao–Blackwell), so that its variance
+is never higher (Amini et al., arXiv:2504.10637), and it cannot be negative. The third in use, ρ − 1 − log ρ with
+ρ = π_ref/π (Schulman, 2020, joschu.net/blog/kl-approx.html), is for single tokens: of whole answers ρ is so large, so
+rarely, that the variance may be anything.
+"""
+
+import sys
+import time
+
+import torch
+
+from dpo_min.data import TokenizedPair
+from dpo_min.generate import generate
+from dpo_min.objective import kl_divergence
+from dpo_min.packing import batch_logps, pack
+
+
+def groups(what, lengths, size):
+    """Yield every index once, in groups of at most `size` of like lengths, the longest first.
+
+    Says on standard error how many `what` are done: a line that rewrites itself on a terminal, else one now and then.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    live, start, shown = sys.stderr.isatty(), time.perf_counter(), 0.0
+    for first in range(0, len(order), size):
+        yield order[first : first + size]
+        done, spent = min(first + size, len(order)), time.perf_counter() - start
+        if spent - shown > (0.2 if live else 15):
+            shown, left = spent, int(spent / done * (len(order) - done))
+            line = f"{what} {done}/{len(order)}  about {left // 60}:{left % 60:02d} left"
+            print(f"\r\x1b[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+    if live and shown:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+@torch.no_grad()
+def pair_logps(policy, reference, pairs, reduce="sum", micro_batch_size=16):
+    """Log π(y|x) and log π_ref(y|x) of both sides of every pair: (2 models, 2 sides, N) in nats, on the CPU."""
+    device = policy.wte.weight.device
+    logps = torch.empty(2, 2, len(pairs), dtype=torch.float64)
+    for group in groups("pairs", [pair.num_tokens for pair in pairs], micro_batch_size):
+        batch = pack([pairs[i] for i in group]).to(device)
+        for i, model in enumerate((policy, reference)):
+            logps[i][:, group] = batch_logps(model, batch, reduce).view(2, -1).cpu().double()
+    return logps
+
+
+@torch.no_grad()
+def log_ratios(policy, reference, prompts, completions, micro_batch_size=64):
+    """Log π(y|x) − log π_ref(y|x) of each completion, (n,) in nats.
+
+    Over completions drawn from the policy its mean estimates KL(π‖π_ref) without bias, and over n draws
+    its standard error says how well.
+    """
+    pairs = [TokenizedPair(x, y, y) for x, y in zip(prompts, completions, strict=True)]
+    device, ratios = policy.wte.weight.device, []
+    for start in range(0, len(pairs), micro_batch_size):
+        batch = pack(pairs[start : start + micro_batch_size], chosen_only=True).to(device)
+        ratios.append(batch_logps(policy, batch) - batch_logps(reference, batch))
+    return torch.cat(ratios)
+
+
+@torch.no_grad()
+def kl_estimates(policy, reference, prompts, completions, micro_batch_size=16, rows=256):
+    """Two terms of each completion whose means over draws from π estimate KL(π‖π_ref): (2, n) nats, on the CPU.
+
+    First `log_ratios`, then Σ_t KL(π(·|x, y_<t) ‖ π_ref(·|x, y_<t)); see the file's docstring. Of the positions, `rows`
+    at a time meet the whole vocabulary.
+    """
+    estimates = torch.empty(2, len(prompts), dtype=torch.float64)
+    for group in groups("KL of answers", [*map(len, completions)], micro_batch_size):
+        pairs = [TokenizedPair(prompts[i], completions[i], completions[i]) for i in group]
+        batch = pack(pairs, chosen_only=True).to(policy.wte.weight.device)
+        states, steps = [hidden(model, batch).split(rows) for model in (policy, reference)], []
+        for ours, theirs, targets in zip(*states, batch.targets.split(rows), strict=True):
+            log_p, log_q = log_probs(policy, ours), log_probs(reference, theirs)  # (rows, V)
+            ratios = (log_p - log_q).gather(1, targets[:, None]).squeeze(1)
+            steps.append(torch.stack([ratios, kl_divergence(log_p, log_q)]))
+        parts = torch.cat(steps, dim=1).split(batch.lengths.tolist(), dim=1)
+        estimates[:, group] = torch.stack([part.sum(dim=1) for part in parts], dim=1).cpu().double()
+    return estimates
+
+
+def hidden(model, batch):
+    """The states that predict the batch's scored tokens, (S, C)."""
+    return model(batch.tokens, batch.positions, batch.mask).flatten(0, 1)[batch.predictors]
+
+
+def log_probs(model, states):
+    """The next token's log-probabilities in float32 at least: (S, C) → (S, V)."""
+    logits = model.logits(states)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+
+
+def draw(model, prompts, end_of_text, max_new_tokens, seed, micro_batch_size=16):
+    """A completion of each prompt from the model itself, at temperature 1, as ids of at most `max_new_tokens`."""
+    generator = torch.Generator(model.wte.weight.device).manual_seed(seed)
+    completions = [None] * len(prompts)
+    for group in groups("answers drawn", [*map(len, prompts)], micro_batch_size):
+        drawn = generate(model, [prompts[i] for i in group], end_of_text, max_new_tokens, generator)
+        for i, completion in zip(group, drawn, strict=True):
+            completions[i] = completion.ids
+    return completions
