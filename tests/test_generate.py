@@ -359,7 +359,7 @@ def test_decode_steps_after_a_prefill_are_the_full_forward(tiny_gpt, prompts, al
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_decoding_gpt_is_the_model(tiny_gpt, dtype, batch):
     """Kills: a bias left out; a layer packed twice or in another's place; a head that is not the embedding's."""
-    fast = DecodingGPT(tiny_gpt, dtype, batch)
+    fast = DecodingGPT(tiny_gpt, dtype)
     assert fast.wte.weight.dtype == dtype and not any(p.requires_grad for p in fast.parameters())
     assert (fast.head is not None) == packable(fast.wte.weight)
     assert not packable(tiny_gpt.wte.weight)
