@@ -9,14 +9,13 @@ With --reference both models answer, and the implicit reward says whose answer i
 token by token. On a terminal a single answer appears token by token. Prompts are lines of a file, or of standard input.
 """
 
-import codecs
 import json
 import sys
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from dpo_min import options
-from dpo_min.options import COUNT, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED, flag
+from dpo_min.options import COUNT, EXPONENT, FRACTION, NATURAL, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED, SIZE, flag
 
 
 @dataclass
@@ -31,7 +30,18 @@ class Config:
     temperature: float = flag(1.0, "below 1 bolder, above 1 more varied, 0 always the likeliest token", NOT_NEGATIVE)
     top_k: int | None = flag(None, "draw among the k likeliest tokens", COUNT)
     top_p: float = flag(1.0, "draw among the likeliest tokens that together reach this probability", PROBABILITY)
-    max_new_tokens: int = flag(200, "the longest answer", COUNT)
+    min_p: float = flag(
+        0.0, "draw among tokens at least so likely, as a share of the likeliest's probability", FRACTION
+    )
+    repetition_penalty: float = flag(1.0, "above 1 tokens that were there before become less likely", POSITIVE)
+    num_beams: int | None = flag(None, "draw nothing: search the likeliest answer, keeping so many at a time", SIZE)
+    length_penalty: float = flag(0.0, "beams rank by log-probability / length^X; above 0 favours longer", EXPONENT)
+    min_new_tokens: int = flag(0, "the shortest answer, unless --stop ends it", NATURAL)
+    max_new_tokens: int = flag(200, "the longest answer; all end where the model's positions do", COUNT)
+    length_range: list[int] | None = flag(
+        None, "draw the limit of each answer between these, uniformly", None, ("LO", "HI")
+    )
+    stop: list[str] = flag([], "end an answer before any of these texts", None, "TEXT")
     seed: int = flag(0, "another seed, other answers", SEED)
     device: str = flag("auto", "where to compute", ["auto", "cpu", "cuda", "mps"])
     dtype: str = flag("auto", "auto: bfloat16 on CUDA, float32 elsewhere", ["auto", "float32", "bfloat16", "float16"])
@@ -47,25 +57,14 @@ def prepare(argv):
     """(config, prompts); a mistake ends the program with one line and exit code 2."""
     try:
         config, given = options.parse(Config, argv, __doc__.split("\n")[0])
-        if config.temperature == 0:
-            options.refuse(
-                given, ["top_k", "top_p", "seed", "num_samples"], "with --temperature 0, which is one answer"
-            )
+        options.check_sampling(config, given)
         options.check_credit(config, given)
         if config.prompt is not None:
             options.refuse(given, ["prompts"], "with --prompt")
-            if any("\ud800" <= character <= "\udfff" for character in config.prompt):
+            if not options.is_text(config.prompt):
                 raise ValueError("--prompt: not UTF-8 text")
             return config, [config.prompt]
-        try:
-            text = (config.prompts.read_bytes() if config.prompts else sys.stdin.buffer.read()).decode()
-        except (OSError, UnicodeDecodeError) as error:
-            where = f"--prompts {config.prompts}" if config.prompts else "standard input"
-            raise ValueError(f"{where}: cannot be read as UTF-8 text: {error}") from error
-        prompts = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-        if not text:
-            raise ValueError("no prompt: use --prompt TEXT, --prompts FILE, or standard input, one prompt a line")
-        return config, prompts
+        return config, options.read_prompts(config.prompts)
     except ValueError as error:
         options.stop(error)
     except KeyboardInterrupt:
@@ -78,24 +77,29 @@ PREPARED = prepare(sys.argv[1:]) if __name__ == "__main__" else None
 import torch
 
 from dpo_min import credit, run
-from dpo_min.generate import stream
+from dpo_min.generate import beam_search, stream
+from dpo_min.packed import DecodingGPT
+from dpo_min.stop_strings import StopStrings
 from dpo_min.tokenizer import load_tokenizer
 from dpo_min.weights import load_model
 
+DRAWING = "temperature top_k top_p min_p repetition_penalty min_new_tokens length_range".split()
 
-def answers(config, model, tokenizer, prompt, device, dtype, echo):
-    """The completions of one prompt as lists of ids; `echo` receives each piece of text as it is drawn."""
-    generator = torch.Generator(device).manual_seed(config.seed)
-    ids = [tokenizer.encode(prompt)] * config.num_samples
-    completions = [[] for _ in ids]
-    characters = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end inside a character
-    sampling = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
-    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        for drawn in stream(model, ids, tokenizer.end_of_text, config.max_new_tokens, generator, **sampling):
-            for completion, token in zip(completions, drawn, strict=True):
-                if token is not None:
-                    completion.append(token)
-                    echo(characters.decode(tokenizer.decode_bytes([token])))
+
+def answers(config, model, tokenizer, prompt, stop, echo):
+    """The `Completion`s of one prompt; `echo` receives each piece of the first one's text as soon as it is certain."""
+    asked = [tokenizer.encode(prompt)] * config.num_samples, tokenizer.end_of_text, config.max_new_tokens
+    if config.num_beams:
+        (beams,) = beam_search(model, *asked, config.num_beams, config.length_penalty, config.min_new_tokens, stop)
+        return beams[:1]
+    sampling, piece = {name: getattr(config, name) for name in DRAWING}, stop.pieces()
+    try:
+        for completions in stream(model, *asked, torch.Generator().manual_seed(config.seed), stop=stop, **sampling):
+            echo(piece(completions[0].ids))
+        echo(piece(completions[0].ids, final=True))
+    except KeyboardInterrupt:
+        echo("\n")  # what was shown stays, in a line of its own
+        raise
     return completions
 
 
@@ -114,7 +118,8 @@ def sample(config, prompts):
         judge = credit.Judge(config, models, tokenizers, device, dtype) if config.reference else None
     except ValueError as error:
         options.stop(error)
-    live = sys.stdout.isatty() and config.num_samples == 1 and not config.jsonl and not judge
+    fast = {name: DecodingGPT(model, dtype) for name, model in models.items()}
+    live = sys.stdout.isatty() and config.num_samples == 1 and not (config.jsonl or config.num_beams or judge)
     echo = (lambda text: print(text, end="", flush=True)) if live else (lambda text: None)
     for prompt in prompts:
         if config.pair:
@@ -123,12 +128,13 @@ def sample(config, prompts):
         if not config.jsonl and not judge:
             print(f"\n{prompt}")
         drawn = []
-        for name, model in models.items():
-            tokenizer = tokenizers[name]
-            for i, ids in enumerate(answers(config, model, tokenizer, prompt, device, dtype, echo)):
-                text, ended = tokenizer.decode(ids), ids[-1] == tokenizer.end_of_text
-                row = {"prompt": prompt, "model": name, "sample": i, "completion": text, "ended": ended}
-                drawn.append((row, ids))
+        for name, model in fast.items():
+            stop = StopStrings(config.stop, tokenizers[name].decode_bytes)
+            for i, completion in enumerate(answers(config, model, tokenizers[name], prompt, stop, echo)):
+                text = stop.text(completion.ids)
+                row = {"prompt": prompt, "model": name, "sample": i, "completion": text, "ended": completion.ended}
+                row |= {"logp": completion.logp, "sampling_logp": completion.sampling_logp}
+                drawn.append((row, completion.ids))
                 if not judge:
                     print(json.dumps(row, ensure_ascii=False) if config.jsonl else "" if live else text, flush=True)
         if judge:

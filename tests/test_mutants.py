@@ -16,6 +16,7 @@ LOGPROB, EXACT = "tests/test_logprob.py::test_", "tests/test_exact.py::test_"
 PACKING, REFERENCE = "tests/test_packing.py::test_", "tests/test_reference.py::test_"
 METRICS = "tests/test_metrics.py::test_"
 GPT, GENERATE, TRAIN = "tests/test_gpt.py::test_", "tests/test_generate.py::test_", "tests/test_train.py::test_"
+SAMPLING = "tests/test_sampling.py::test_"
 
 BY_HAND = OBJECTIVE + "objective_and_optimum_worked_by_hand"
 KL_BY_HAND = OBJECTIVE + "kl_worked_by_hand_in_both_directions"
@@ -359,16 +360,16 @@ MUTANTS = {
         GPT + "attention_is_the_softmax_loop",
     ),
     "the temperature multiplies": (
-        "generate",
-        "(logits / max(temperature, 1e-30))",
-        "(logits * max(temperature, 1e-30))",
-        GENERATE + "temperature_divides_the_logits",
+        "sampling",
+        "logits / max(temperature, 1e-30)",
+        "logits * max(temperature, 1e-30)",
+        SAMPLING + "temperature_divides_the_logits",
     ),
     "a nucleus of one token more": (
-        "generate",
-        "before[:, 1:] >= top_p",
-        "before[:, 1:] > top_p",
-        GENERATE + "top_p_of_four_equal_tokens",
+        "sampling",
+        "(before < p)",
+        "(before <= p)",
+        SAMPLING + "top_p_of_four_equal_tokens",
     ),
     "the first draw from the padding": (
         "generate",
