@@ -10,7 +10,8 @@ import tiktoken
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dpo_min.tokenizer import BYTE_TO_CHAR, CHAR_TO_BYTE, END_OF_TEXT, MAX_FILE, load_tokenizer
+from dpo_min.files import MAX_JSON
+from dpo_min.tokenizer import BYTE_TO_CHAR, CHAR_TO_BYTE, END_OF_TEXT, load_tokenizer
 
 TEXT = st.lists(st.text(max_size=8) | st.sampled_from([END_OF_TEXT, " ", "\n\n", "the", "é", "👩‍🚀"]), max_size=8).map(
     "".join
@@ -437,8 +438,8 @@ def test_harmless_differences_of_a_tokenizer_json_are_accepted(tmp_path, ab):
 def test_a_vocabulary_file_without_end_and_a_token_without_end_are_refused(tmp_path, ab):
     """Kills: a file read whole however large; minutes spent on a token of a million bytes."""
     with open(tmp_path / "tokenizer.json", "wb") as file:
-        file.truncate(MAX_FILE + 1)  # a hole, which takes no space
-    with pytest.raises(ValueError, match="more than"):
+        file.truncate(MAX_JSON + 1)  # a hole, which takes no space
+    with pytest.raises(ValueError, match="larger than"):
         load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="one byte-level BPE"):
         load_alone(tmp_path, with_change(ab, "model.vocab." + "a" * 10**6, 300))
