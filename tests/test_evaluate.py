@@ -37,13 +37,15 @@ def a_run(tmp_path_factory):
     (directory / "config.json").write_text(json.dumps({"data_sha256": "", "beta": 0.25, "max_length": 24}))
     (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     scores = [("model", 0, 3), ("reference", 0, 1), ("model", 1, 2.0), ("reference", 1, 2), ("model", 2, -1)]
-    scores.append(("reference", 2, 0))
+    scores += [("reference", 2, 0), ("model", 3, 5), ("reference", 3, 4)]
     lines = [{"model": name, "prompt": "x", "sample": i, "score": score} for name, i, score in scores]
     (directory / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (directory / "a_judge.py").write_text(
+        "import zlib\n"
         "LIMIT = 3\n"
         "def length(prompt, answer): return len(answer)\n"
         "def shortness(prompt, answer): return -len(answer)\n"
+        "def distinct(prompt, answer): return zlib.crc32(answer.encode())\n"
         "def fails(prompt, answer): return {}[prompt]\n"
         "def nothing(prompt, answer): return None\n"
     )
@@ -99,12 +101,14 @@ def test_the_table_holds_every_figure_of_the_json(a_run, capsys):
         assert re.search(f"{re.escape(evaluate.LABELS[name])} *{values}.*{figure['n']}", shown), name
 
 
-def test_two_models_that_are_one_are_as_good_as_each_other(a_run, capsys):
-    """Kills: ties that lose; draws for the reference that are the policy's own."""
-    argv = ["--model", a_run / "model", "--reference", a_run / "model", "--data", a_run / "rows.jsonl", "--json", *FEW]
+def test_two_models_that_are_one_are_as_good_as_each_other(a_run, capsys, monkeypatch):
+    """Kills: ties that lose; draws for the reference that are the policy's own, of which all would tie."""
+    monkeypatch.syspath_prepend(a_run)
+    argv = ["--model", a_run / "model", "--reference", a_run / "model", "--data", a_run / "rows.jsonl", "--json"]
+    argv += ["--samples", 7, "--max-new-tokens", 4, "--scorer", "a_judge:distinct"]
     assert run.guard(evaluate.evaluate, *evaluate.prepare([str(flag) for flag in argv])) == 0
     figures = json.loads(capsys.readouterr().out)["figures"]
-    assert figures["accuracy"]["value"] == 0.5
+    assert figures["accuracy"]["value"] == 0.5 != figures["win_rate"]["value"]
     for name in ("margin", "log_ratio_chosen", "calibration_error", "kl_mean_log_ratio", "kl_sum_of_tokens"):
         assert (figures[name]["value"], figures[name]["low"]) == (0, 0), name
 
@@ -160,9 +164,15 @@ def test_a_scorer_is_a_function_or_a_column(a_run, capsys, monkeypatch):
     monkeypatch.syspath_prepend(a_run)
     monkeypatch.chdir(a_run)
     scorers = "a_judge:length", "a_judge:shortness", "scores.jsonl:score"
-    *rates, column = (report(a_run, capsys, *FEW, "--scorer", s)["figures"]["win_rate"] for s in scorers)
-    assert rates[0]["value"] == 1 - rates[1]["value"] and rates[0]["n"] == 6
-    assert (column["value"], column["n"]) == (0.5, 3)  # one win, one tie, one loss
+    few = "--samples", 9, "--max-new-tokens", 8
+    *rates, column = (report(a_run, capsys, *few, "--scorer", s)["figures"]["win_rate"] for s in scorers)
+    assert rates[0]["value"] == pytest.approx(1 - rates[1]["value"]) and rates[0]["n"] == 9
+    assert (column["value"], column["n"]) == (2.5 / 4, 4)  # two wins, one tie, one loss
+    pairs = evaluate.choose([Preference(**row) for row in ROWS], BYTES, (24, None), 0, None, 10**6)
+    models = [load_model(a_run / name).requires_grad_(False) for name in ("model", "reference")]
+    drawn = [evaluate.draw(m, [p.prompt_ids for p in pairs[:9]], 256, 8, seed) for seed, m in enumerate(models)]
+    ours, theirs = ([len(BYTES.decode(ids)) for ids in column] for column in drawn)
+    assert rates[0]["value"] == sum((a > b) + (a == b) / 2 for a, b in zip(ours, theirs, strict=True)) / 9 != 0.5
 
 
 # ---- the page, and mistakes ----
