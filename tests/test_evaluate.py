@@ -48,6 +48,7 @@ def a_run(tmp_path_factory):
         "def distinct(prompt, answer): return zlib.crc32(answer.encode())\n"
         "def fails(prompt, answer): return {}[prompt]\n"
         "def nothing(prompt, answer): return None\n"
+        "def in_two_lines(prompt, answer): raise ValueError('one\\ntwo')\n"
     )
     return directory
 
@@ -86,6 +87,9 @@ def test_the_figures_are_those_of_the_rewards_that_training_logs(a_run, capsys):
         assert figure["n"] == (6 if name.startswith("kl") else 30), name
     assert figures["kl_sum_of_tokens"]["standard_error"] > 0
     assert sum(b["n"] for b in found["calibration"]) == found["rows"] == 30
+    doubled = report(a_run, capsys, *FEW, "--beta", 0.5)
+    assert (found["beta"], doubled["beta"]) == (0.25, 0.5)
+    assert doubled["figures"]["margin"]["value"] == pytest.approx(2 * figures["margin"]["value"], abs=1e-6)
 
 
 def test_the_table_holds_every_figure_of_the_json(a_run, capsys):
@@ -190,8 +194,9 @@ BAD = [
     (["--scorer", "no_such_module:f"], "No module named 'no_such_module'"),
     (["--scorer", "a_judge:missing"], "has no attribute 'missing'"),
     (["--scorer", "a_judge:LIMIT"], "LIMIT is not a function"),
-    (["--scorer", "a_judge:fails"], "--scorer a_judge:fails: KeyError"),
-    (["--scorer", "a_judge:nothing"], "--scorer a_judge:nothing: TypeError"),
+    (["--scorer", "a_judge:fails"], "--scorer a_judge:fails: on "),
+    (["--scorer", "a_judge:nothing"], "TypeError"),
+    (["--scorer", "a_judge:in_two_lines"], "ValueError: one two"),
     (["--scorer", "scores.jsonl:grade"], "--scorer scores.jsonl:1: KeyError: 'grade'"),
     (["--scorer", "scores.jsonl:model"], "--scorer scores.jsonl:1: ValueError"),
     (["--scorer", "half.jsonl:score"], "the answers of model and reference do not go together"),
@@ -238,7 +243,9 @@ def test_an_empty_prompt_and_one_that_fills_the_positions_are_answered(a_run, tm
     argv = ["--samples", 4, "--max-new-tokens", 99]
     named = ["--model", a_run / "model", "--reference", a_run / "reference", "--data", tmp_path / "rows.jsonl"]
     assert run.guard(evaluate.evaluate, *evaluate.prepare([str(flag) for flag in (*named, *argv, "--json")])) == 0
-    figures = json.loads(capsys.readouterr().out)["figures"]
+    found = json.loads(capsys.readouterr().out)
+    figures = found["figures"]
+    assert found["max_new_tokens"] == 12  # of 24 positions
     assert figures["accuracy"]["n"] == 2 and figures["kl_sum_of_tokens"]["n"] == 4
 
 
