@@ -88,7 +88,7 @@ def test_the_figures_are_those_of_the_rewards_that_training_logs(a_run, capsys):
     assert figures["kl_sum_of_tokens"]["standard_error"] > 0
     assert sum(b["n"] for b in found["calibration"]) == found["rows"] == 30
     doubled = report(a_run, capsys, *FEW, "--beta", 0.5)
-    assert (found["beta"], doubled["beta"]) == (0.25, 0.5)
+    assert (found["beta"], doubled["beta"], found["reduce"]) == (0.25, 0.5, "sum")
     assert doubled["figures"]["margin"]["value"] == pytest.approx(2 * figures["margin"]["value"], abs=1e-6)
 
 
