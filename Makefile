@@ -10,6 +10,7 @@ RUN := runs/demo
 PAIRS ?= 10000
 SFT_STEPS ?= 300
 STEPS ?= 250
+FRESH ?= 3000
 
 .PHONY: help setup train evaluate test proof figures mutants torture golden bench bench-gpu links lint format clean
 
@@ -47,14 +48,14 @@ docs/demo.png: $(RUN)/report.md
 
 # Preferences by the same rule that no run was trained on.
 $(DATA)/fresh.jsonl: dpo_min/tools/demo.py | $(VENV)/installed
-	$(PY) -m dpo_min.tools.demo --pairs 3000 --seed 2 --out $@
+	$(PY) -m dpo_min.tools.demo --pairs $(FRESH) --seed 2 --out $@
 
 docs/credit.png: $(RUN)/report.md $(DATA)/fresh.jsonl
 	$(PY) -m dpo_min.tools.credit $(RUN) --data $(DATA)/fresh.jsonl --out $@
 
 evaluate: $(RUN)/report.md $(DATA)/fresh.jsonl ## Measure the demo's model on preferences that it never saw
 	$(PY) -m dpo_min.evaluate --model $(RUN)/model --reference $(RUN)/reference --data $(DATA)/fresh.jsonl \
-		--scorer dpo_min.tools.demo:score --png $(RUN)/evaluation.png
+		--scorer dpo_min.tools.demo:score --png $(RUN)/evaluation.png $(EVALUATE)
 
 test: $(VENV)/installed ## Run every test
 	$(PY) -m pytest -q

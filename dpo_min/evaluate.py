@@ -59,29 +59,30 @@ class Config:
 
 
 def prepare(argv):
-    """(config, tokenizer, pairs, rows that there are, scorer); a mistake ends the program with exit code 2."""
+    """(config, settings of the run, tokenizer, pairs, rows that there are, scorer); a mistake ends the program."""
     try:
         config, _ = options.parse(Config, argv, __doc__.split("\n")[0])
         settings = options.run_settings(config.model)
-        config.beta, config.reduce = config.beta or settings["beta"], settings["reduce"]
+        config.beta = config.beta or settings["beta"]
         tokenizer, theirs = (load_tokenizer(directory) for directory in (config.model, config.reference))
         if tokenizer.fingerprint() != theirs.fingerprint():
             raise ValueError(f"--reference {config.reference}: its tokenizer is not that of --model")
         sizes = [options.model_sizes(directory) for directory in (config.model, config.reference)]
-        known, config.positions = (min(numbers) for numbers in zip(*sizes, strict=True))
+        known, positions = (min(numbers) for numbers in zip(*sizes, strict=True))
         if tokenizer.vocab_size > known:
             raise ValueError(f"the tokenizer makes {tokenizer.vocab_size} token ids, a model knows only {known}")
         if config.png and not config.png.absolute().parent.is_dir():
             raise ValueError(f"--png {config.png}: no such directory")
         scorer = config.scorer and load_scorer(config.scorer)
         preferences, _ = load_preferences(config.data, config.skip_bad_rows)
-        limits = min(settings["max_length"] or 512, config.positions), settings["max_prompt_length"]
+        limits = min(settings["max_length"] or 512, positions), settings["max_prompt_length"]
+        config.max_new_tokens = min(config.max_new_tokens, positions // 2)  # the rest is room for the prompt
         weights = count_weights(config.model)
         pairs = choose(preferences, tokenizer, limits, config.seed, config.max_pairs, WORK / weights)
         if config.samples is None:
             cost = weights * sum(len(pair.prompt_ids) + config.max_new_tokens for pair in pairs) / len(pairs)
             config.samples = max(2, min(MOST_SAMPLES, int(WORK / 3 / cost)))
-        return config, tokenizer, pairs, len(preferences), scorer
+        return config, settings | {"positions": positions}, tokenizer, pairs, len(preferences), scorer
     except ValueError as error:
         options.stop(error)
     except KeyboardInterrupt:
@@ -125,7 +126,7 @@ def load_scorer(name):
         try:
             scorer = getattr(importlib.import_module(place), what)
         except Exception as error:  # whatever the module raises when it is run
-            raise ValueError(f"--scorer {name}: {type(error).__name__}: {error}") from error
+            raise ValueError(f"--scorer {name}: {one_line(error)}") from error
         if not callable(scorer):
             raise ValueError(f"--scorer {name}: {what} is not a function")
         return scorer
@@ -135,11 +136,16 @@ def load_scorer(name):
             row = json.loads(line)
             scores[row["model"]][row["prompt"], row.get("sample", 0)].append(worth(row[what]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"--scorer {place}:{number}: {type(error).__name__}: {error}") from error
+            raise ValueError(f"--scorer {place}:{number}: {one_line(error)}") from error
     ours, theirs = scores.values()
     if not ours or {key: len(s) for key, s in ours.items()} != {key: len(s) for key, s in theirs.items()}:
         raise ValueError(f"--scorer {place}: the answers of model and reference do not go together")
     return [((a > b) + (a >= b)) / 2 for key in ours for a, b in zip(ours[key], theirs[key], strict=True)]
+
+
+def one_line(error):
+    """The type and the message of an exception that is not ours."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def worth(score):
@@ -156,18 +162,18 @@ import torch
 
 from dpo_min import run
 from dpo_min.metrics import calibration, correlation, mean, rate, wins
-from dpo_min.scoring import draw, kl_estimates, pair_logps
+from dpo_min.scoring import draw, groups, kl_estimates, pair_logps
 from dpo_min.weights import load_model
 
 
-def measure(config, tokenizer, pairs, scorer):
+def measure(config, settings, tokenizer, pairs, scorer):
     """({figure: `Figure`}, the bins of the calibration, reward margins (N,), length gaps (N,)) of the two models."""
     device, dtype = run.choose_device(config.device, config.dtype)
     policy, reference = (
         load_model(d).to(device).eval().requires_grad_(False) for d in (config.model, config.reference)
     )
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        logps = pair_logps(policy, reference, pairs, config.reduce, config.micro_batch_size).double()  # (2, 2, N)
+        logps = pair_logps(policy, reference, pairs, settings["reduce"], config.micro_batch_size).double()  # (2, 2, N)
         change = logps[0] - logps[1]  # (2, N)
         margins = config.beta * (change[0] - change[1])
         gaps = torch.tensor([len(pair.chosen_ids) - len(pair.rejected_ids) for pair in pairs], dtype=torch.float64)
@@ -180,15 +186,15 @@ def measure(config, tokenizer, pairs, scorer):
             "length_correlation": correlation(margins, gaps),
             "calibration_error": error,
         }
-        length = min(config.max_new_tokens, config.positions // 2)
-        asked = [pair.prompt_ids[length - config.positions :] for pair in pairs]
+        length = config.max_new_tokens
+        asked = [pair.prompt_ids[length - settings["positions"] :] for pair in pairs]
         asked = [asked[i % len(asked)] for i in range(config.samples)]
-        settings = tokenizer.end_of_text, length
-        ours = draw(policy, asked, *settings, config.seed, config.micro_batch_size)
+        limits = tokenizer.end_of_text, length
+        ours = draw(policy, asked, *limits, config.seed, config.micro_batch_size)
         estimates = kl_estimates(policy, reference, asked, ours, config.micro_batch_size)
         figures["kl_mean_log_ratio"], figures["kl_sum_of_tokens"] = map(mean, estimates)
         if callable(scorer):  # another seed: the two answers to a prompt are to be independent
-            theirs = draw(reference, asked, *settings, config.seed ^ 1, config.micro_batch_size)
+            theirs = draw(reference, asked, *limits, config.seed ^ 1, config.micro_batch_size)
             prompts, *texts = ([tokenizer.decode(ids) for ids in column] for column in (asked, ours, theirs))
             scores = (score_all(config.scorer, scorer, prompts, answers) for answers in texts)
             figures["win_rate"] = rate(wins(*scores))
@@ -200,24 +206,24 @@ def measure(config, tokenizer, pairs, scorer):
 def score_all(name, scorer, prompts, answers):
     """The scores of answers to prompts, (n,); ValueError where the scorer fails or returns no number."""
     scores = []
-    for prompt, answer in zip(prompts, answers, strict=True):
+    for (i,) in groups("answers scored", [0] * len(prompts), 1):
         try:
-            scores.append(worth(scorer(prompt, answer)))
+            scores.append(worth(scorer(prompts[i], answers[i])))
         except Exception as error:  # whatever a function that is not ours may raise
-            raise ValueError(f"--scorer {name}: {type(error).__name__} on {answer[:60]!r}: {error}") from error
+            raise ValueError(f"--scorer {name}: on {answers[i][:60]!r}: {one_line(error)}") from error
     return torch.tensor(scores, dtype=torch.float64)
 
 
-def as_json(config, rows, figures, bins):
+def as_json(config, settings, rows, figures, bins):
     """The report as one JSON object; what is unknown, or infinite, is null."""
 
     def known(values):
         return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in values.items()}
 
-    settings = {"model": str(config.model), "reference": str(config.reference), "data": config.data, "rows": rows}
-    settings |= {name: getattr(config, name) for name in ("beta", "reduce", "seed", "max_new_tokens")}
+    about = {"model": str(config.model), "reference": str(config.reference), "data": config.data, "rows": rows}
+    about |= settings | {name: getattr(config, name) for name in ("beta", "seed", "max_new_tokens")}
     numbers = {name: known(f._asdict() | standard_error(name, f)) for name, f in figures.items()}
-    return json.dumps({**settings, "figures": numbers, "calibration": [known(b._asdict()) for b in bins]}, indent=2)
+    return json.dumps({**about, "figures": numbers, "calibration": [known(b._asdict()) for b in bins]}, indent=2)
 
 
 def standard_error(name, f):
@@ -225,7 +231,7 @@ def standard_error(name, f):
     return {"standard_error": f.standard_error} if name.startswith("kl") else {}
 
 
-def as_table(config, rows, figures, bins):
+def as_table(config, settings, rows, figures, bins):
     """The report as text."""
     pairs = next(iter(figures.values())).n
     drawn = f"{config.samples} answers of at most {config.max_new_tokens} tokens"
@@ -239,16 +245,16 @@ def as_table(config, rows, figures, bins):
     return "\n".join(lines)
 
 
-def evaluate(config, tokenizer, pairs, rows, scorer):
+def evaluate(config, settings, tokenizer, pairs, rows, scorer):
     """Measure, print and draw; returns the exit code."""
     try:
         plots = importlib.import_module("dpo_min.tools.plots") if config.png else None
-        figures, bins, margins, gaps = measure(config, tokenizer, pairs, scorer)
+        figures, bins, margins, gaps = measure(config, settings, tokenizer, pairs, scorer)
     except ImportError as error:
         options.stop(f"--png needs matplotlib ({error})")
     except ValueError as error:
         options.stop(error)
-    print((as_json if config.json else as_table)(config, rows, figures, bins))
+    print((as_json if config.json else as_table)(config, settings, rows, figures, bins))
     if plots:
         plots.draw_evaluation({LABELS[name]: f for name, f in figures.items()}, bins, margins, gaps, config.png)
     return 0

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import sample
@@ -33,6 +33,7 @@ def perturbed(model):
 # ---- the rewards of tokens ----
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=5), st.floats(0.01, 10), st.integers(1, 6))
 def test_the_rewards_of_the_tokens_add_up_to_the_implicit_reward(tiny_gpt, rows, beta, size):
     """Kills: β left out or squared, a first or last token without its share, rows out of order, π_ref for π."""
@@ -48,6 +49,7 @@ def test_the_rewards_of_the_tokens_add_up_to_the_implicit_reward(tiny_gpt, rows,
         torch.testing.assert_close(part * len(y), whole, rtol=1e-12, atol=1e-12)
 
 
+@settings(max_examples=40)
 @given(texts, texts)
 def test_a_tokens_reward_depends_on_what_stands_before_it_alone(tiny_gpt, prompt, completion):
     """Kills: shares that are shifted by a token: each is the next token's log-ratio given its prefix."""

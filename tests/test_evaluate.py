@@ -37,15 +37,18 @@ def a_run(tmp_path_factory):
     (directory / "config.json").write_text(json.dumps({"data_sha256": "", "beta": 0.25, "max_length": 24}))
     (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     scores = [("model", 0, 3), ("reference", 0, 1), ("model", 1, 2.0), ("reference", 1, 2), ("model", 2, -1)]
-    scores.append(("reference", 2, 0))
+    scores += [("reference", 2, 0), ("model", 3, 5), ("reference", 3, 4)]
     lines = [{"model": name, "prompt": "x", "sample": i, "score": score} for name, i, score in scores]
     (directory / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (directory / "a_judge.py").write_text(
+        "import zlib\n"
         "LIMIT = 3\n"
         "def length(prompt, answer): return len(answer)\n"
         "def shortness(prompt, answer): return -len(answer)\n"
+        "def distinct(prompt, answer): return zlib.crc32(answer.encode())\n"
         "def fails(prompt, answer): return {}[prompt]\n"
         "def nothing(prompt, answer): return None\n"
+        "def in_two_lines(prompt, answer): raise ValueError('one\\ntwo')\n"
     )
     return directory
 
@@ -84,6 +87,9 @@ def test_the_figures_are_those_of_the_rewards_that_training_logs(a_run, capsys):
         assert figure["n"] == (6 if name.startswith("kl") else 30), name
     assert figures["kl_sum_of_tokens"]["standard_error"] > 0
     assert sum(b["n"] for b in found["calibration"]) == found["rows"] == 30
+    doubled = report(a_run, capsys, *FEW, "--beta", 0.5)
+    assert (found["beta"], doubled["beta"], found["reduce"]) == (0.25, 0.5, "sum")
+    assert doubled["figures"]["margin"]["value"] == pytest.approx(2 * figures["margin"]["value"], abs=1e-6)
 
 
 def test_the_table_holds_every_figure_of_the_json(a_run, capsys):
@@ -99,12 +105,14 @@ def test_the_table_holds_every_figure_of_the_json(a_run, capsys):
         assert re.search(f"{re.escape(evaluate.LABELS[name])} *{values}.*{figure['n']}", shown), name
 
 
-def test_two_models_that_are_one_are_as_good_as_each_other(a_run, capsys):
-    """Kills: ties that lose; draws for the reference that are the policy's own."""
-    argv = ["--model", a_run / "model", "--reference", a_run / "model", "--data", a_run / "rows.jsonl", "--json", *FEW]
+def test_two_models_that_are_one_are_as_good_as_each_other(a_run, capsys, monkeypatch):
+    """Kills: ties that lose; draws for the reference that are the policy's own, of which all would tie."""
+    monkeypatch.syspath_prepend(a_run)
+    argv = ["--model", a_run / "model", "--reference", a_run / "model", "--data", a_run / "rows.jsonl", "--json"]
+    argv += ["--samples", 7, "--max-new-tokens", 4, "--scorer", "a_judge:distinct"]
     assert run.guard(evaluate.evaluate, *evaluate.prepare([str(flag) for flag in argv])) == 0
     figures = json.loads(capsys.readouterr().out)["figures"]
-    assert figures["accuracy"]["value"] == 0.5
+    assert figures["accuracy"]["value"] == 0.5 != figures["win_rate"]["value"]
     for name in ("margin", "log_ratio_chosen", "calibration_error", "kl_mean_log_ratio", "kl_sum_of_tokens"):
         assert (figures[name]["value"], figures[name]["low"]) == (0, 0), name
 
@@ -160,9 +168,15 @@ def test_a_scorer_is_a_function_or_a_column(a_run, capsys, monkeypatch):
     monkeypatch.syspath_prepend(a_run)
     monkeypatch.chdir(a_run)
     scorers = "a_judge:length", "a_judge:shortness", "scores.jsonl:score"
-    *rates, column = (report(a_run, capsys, *FEW, "--scorer", s)["figures"]["win_rate"] for s in scorers)
-    assert rates[0]["value"] == 1 - rates[1]["value"] and rates[0]["n"] == 6
-    assert (column["value"], column["n"]) == (0.5, 3)  # one win, one tie, one loss
+    few = "--samples", 9, "--max-new-tokens", 8
+    *rates, column = (report(a_run, capsys, *few, "--scorer", s)["figures"]["win_rate"] for s in scorers)
+    assert rates[0]["value"] == pytest.approx(1 - rates[1]["value"]) and rates[0]["n"] == 9
+    assert (column["value"], column["n"]) == (2.5 / 4, 4)  # two wins, one tie, one loss
+    pairs = evaluate.choose([Preference(**row) for row in ROWS], BYTES, (24, None), 0, None, 10**6)
+    models = [load_model(a_run / name).requires_grad_(False) for name in ("model", "reference")]
+    drawn = [evaluate.draw(m, [p.prompt_ids for p in pairs[:9]], 256, 8, seed) for seed, m in enumerate(models)]
+    ours, theirs = ([len(BYTES.decode(ids)) for ids in column] for column in drawn)
+    assert rates[0]["value"] == sum((a > b) + (a == b) / 2 for a, b in zip(ours, theirs, strict=True)) / 9 != 0.5
 
 
 # ---- the page, and mistakes ----
@@ -180,8 +194,9 @@ BAD = [
     (["--scorer", "no_such_module:f"], "No module named 'no_such_module'"),
     (["--scorer", "a_judge:missing"], "has no attribute 'missing'"),
     (["--scorer", "a_judge:LIMIT"], "LIMIT is not a function"),
-    (["--scorer", "a_judge:fails"], "--scorer a_judge:fails: KeyError"),
-    (["--scorer", "a_judge:nothing"], "--scorer a_judge:nothing: TypeError"),
+    (["--scorer", "a_judge:fails"], "--scorer a_judge:fails: on "),
+    (["--scorer", "a_judge:nothing"], "TypeError"),
+    (["--scorer", "a_judge:in_two_lines"], "ValueError: one two"),
     (["--scorer", "scores.jsonl:grade"], "--scorer scores.jsonl:1: KeyError: 'grade'"),
     (["--scorer", "scores.jsonl:model"], "--scorer scores.jsonl:1: ValueError"),
     (["--scorer", "half.jsonl:score"], "the answers of model and reference do not go together"),
@@ -228,7 +243,9 @@ def test_an_empty_prompt_and_one_that_fills_the_positions_are_answered(a_run, tm
     argv = ["--samples", 4, "--max-new-tokens", 99]
     named = ["--model", a_run / "model", "--reference", a_run / "reference", "--data", tmp_path / "rows.jsonl"]
     assert run.guard(evaluate.evaluate, *evaluate.prepare([str(flag) for flag in (*named, *argv, "--json")])) == 0
-    figures = json.loads(capsys.readouterr().out)["figures"]
+    found = json.loads(capsys.readouterr().out)
+    figures = found["figures"]
+    assert found["max_new_tokens"] == 12  # of 24 positions
     assert figures["accuracy"]["n"] == 2 and figures["kl_sum_of_tokens"]["n"] == 4
 
 

@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 
-# What makes them small: fewer pairs and steps for the demo, and no tests inside the tests.
+# What makes them small: fewer pairs, steps and samples for the demo, and no tests inside the tests.
 SMALL = {"PAIRS": "300", "SFT_STEPS": "3", "STEPS": "3", "PYTEST_ADDOPTS": "--collect-only", "OMP_NUM_THREADS": "1"}
+SMALL |= {"FRESH": "16", "EVALUATE": "--samples 4"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,6 @@ def test_every_command_of_the_readme_runs_in_order(copy):
     assert len(COMMANDS) >= 10
     for command in COMMANDS:
         small = command.replace("--pairs 2000", "--pairs 64")
-        small = small.replace("--data fresh.jsonl", "--data fresh.jsonl --samples 8 --max-pairs 16")
         if command.startswith("make"):
             small = f"make -o .venv/installed {command.removeprefix('make ')}"
         shown = subprocess.run(["bash", "-c", small], cwd=copy, capture_output=True, text=True, env=environment())
@@ -50,6 +50,7 @@ def test_every_command_of_the_readme_runs_in_order(copy):
         "demo/report.md",
         "demo/report.png",
         "demo/curves.png",
+        "demo/evaluation.png",
         "prefs/model",
         "sft/model",
         "dpo/curves.png",

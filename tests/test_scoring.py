@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dpo_min.data import TokenizedPair
@@ -101,6 +101,7 @@ def test_the_average_path_kl_over_every_completion_is_the_exact_kl_and_it_varies
     assert variances[0] < variances[1]
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=7), st.integers(1, 8), st.integers(1, 9))
 @example([([0], [1]), ([0, 1], [2, 3, END]), ([END], [END])], 2, 1)
 def test_a_path_kl_is_its_rows_own_whatever_the_batches(tiny_gpt, rows, size, positions):
@@ -128,6 +129,7 @@ def test_both_estimates_of_drawn_completions_are_near_the_exact_kl(tiny_gpt):
 pairs_ = st.lists(st.builds(TokenizedPair, texts, texts, texts), min_size=1, max_size=7)
 
 
+@settings(max_examples=40)
 @given(pairs_, st.integers(1, 8), st.sampled_from(["sum", "mean"]), st.randoms(use_true_random=False))
 def test_the_log_probabilities_of_pairs_do_not_depend_on_their_order_or_the_batches(
     tiny_gpt, pairs, size, reduce, random

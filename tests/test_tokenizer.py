@@ -330,6 +330,10 @@ def written(tokenizer, tmp_path_factory):
     return directory, content, {tuple(m.split(" ")): rank for rank, m in enumerate(content["model"]["merges"])}
 
 
+KINDS = pytest.mark.parametrize("tokenizer", ["bytes", "a few merges", "gpt2 from files"], indirect=True)
+
+
+@KINDS
 @given(text=ASSIGNED)
 @example("I'll say it's  2 \u2167 naïve\n\n \t words 'twas ")
 @example("\x1c\x1d a\x85\u2028b\u00a0 c\u200bd")
@@ -341,6 +345,7 @@ def test_tokenizer_json_means_the_same_ids_to_one_who_has_only_it(tokenizer, wri
     assert read_alone(content["model"]["vocab"], ranks, text) == tokenizer.encode(text)
 
 
+@KINDS
 def test_a_directory_with_only_tokenizer_json_is_the_same_tokenizer(tokenizer, written):
     """Kills: an id or a merge lost on the way, or an end-of-text that is not the file's."""
     loaded = load_tokenizer(written[0])
@@ -422,6 +427,12 @@ def test_a_tokenizer_json_of_another_kind_is_refused_with_its_directory(tmp_path
     with pytest.raises(ValueError, match=f"^{tmp_path}: ") as refused:
         load_alone(tmp_path, with_change(ab, place, value))
     assert "\n" not in str(refused.value)
+
+
+def test_an_added_token_that_we_would_read_as_text_is_named(tmp_path, ab):
+    """Kills: another control token taken for a piece of text, and refused for its merges if at all."""
+    with pytest.raises(ValueError, match=r"other added tokens than .*<pad>"):
+        load_alone(tmp_path, with_change(ab, "added_tokens", [ADDED, {"id": 258, "content": "<pad>"}]))
 
 
 def test_harmless_differences_of_a_tokenizer_json_are_accepted(tmp_path, ab):
