@@ -42,6 +42,8 @@ class KVCache:
 
     A key lives in the slot of its position, so rows of unequal length need no padding on the left:
     what a shorter row's right padding wrote is hidden by the mask until the row's own tokens overwrite it.
+    All slots are allocated at once and written in place. Attention looks at the first `slots` of them: all, unless
+    set to fewer, which costs less; no position beyond them may be asked for.
     """
 
     def __init__(self, config, batch_size, length, device=None, dtype=None):
@@ -49,14 +51,20 @@ class KVCache:
         shape = (config.n_layer, batch_size, config.n_head, length, head_size)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)  # (L, B, nh, S, hs)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.rows = torch.arange(batch_size, device=device)[:, None]  # (B, 1)
+        self.slots = length
 
     def write(self, layer, positions, k, v):
-        """Store k and v (B, nh, T, hs) at positions (B, T); return all slots of the layer (B, nh, S, hs)."""
-        index = positions[:, None, :, None].expand_as(k)
+        """Store k and v (B, nh, T, hs) at positions (B, T); return the layer's slots (B, nh, S, hs) in use."""
         keys, values = self.keys[layer], self.values[layer]
-        keys.scatter_(2, index, k.to(keys.dtype))
-        values.scatter_(2, index, v.to(values.dtype))
-        return keys, values
+        keys[self.rows, :, positions] = k.transpose(1, 2).to(keys.dtype)
+        values[self.rows, :, positions] = v.transpose(1, 2).to(values.dtype)
+        return keys[:, :, : self.slots], values[:, :, : self.slots]
+
+    def select(self, rows):
+        """Let each row go on from what row `rows[i]` has seen; rows: (B,) indices, of which some may repeat."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.rows = torch.arange(len(rows), device=rows.device)[:, None]
 
 
 class Attention(nn.Module):
@@ -73,11 +81,12 @@ class Attention(nn.Module):
         B, T, C = x.shape
         heads = (B, T, self.n_head, C // self.n_head)
         q, k, v = (z.view(heads).transpose(1, 2) for z in self.c_attn(x).split(C, dim=-1))  # (B, nh, T, hs)
+        dtype = q.dtype
         if write_cache is not None:
             k, v = write_cache(k, v)  # (B, nh, S, hs)
             q = q.to(k.dtype)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)  # (B, nh, T, hs)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C).to(dtype))
 
 
 class MLP(nn.Module):
@@ -107,6 +116,11 @@ class Block(nn.Module):
         """X (B, T, C) → (B, T, C)."""
         x = x + self.attn(self.ln_1(x), mask, write_cache)
         return x + self.mlp(self.ln_2(x))
+
+
+def additive(mask, dtype):
+    """0 where a boolean mask is True and −∞ elsewhere: what attention would make of it in every layer."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -math.inf)
 
 
 class GPT(nn.Module):
@@ -156,16 +170,14 @@ class GPT(nn.Module):
             positions = torch.arange(T, device=tokens.device)
         if cache is not None:
             positions = positions.expand(B, T)
-            slots = torch.arange(cache.keys.shape[3], device=tokens.device)
-            mask = (slots <= positions[:, :, None])[:, None]  # (B, 1, T, S)
+            seen = torch.arange(cache.slots, device=tokens.device) <= positions[:, :, None]  # (B, T, S)
+            mask = additive(seen[:, None], cache.keys.dtype)
         elif mask is not None:
             if mask.dtype != torch.bool or mask.shape not in ((T, T), (B, T, T)):
                 raise ValueError(f"GPT: mask must be boolean (T,T) or (B,T,T), got {mask.dtype} {tuple(mask.shape)}")
             causal = torch.ones(T, T, dtype=torch.bool, device=tokens.device).tril()
-            mask = (mask & causal).expand(B, T, T)[:, None]  # (B, 1, T, T)
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.wte.weight.dtype
-            scores = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-            mask = scores.masked_fill_(~mask, -math.inf)  # what attention would make of it in every layer
+            mask = additive((mask & causal).expand(B, T, T)[:, None], dtype)  # (B, 1, T, T)
         x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
         for layer, block in enumerate(self.h):
             write_cache = cache and (lambda k, v, layer=layer: cache.write(layer, positions, k, v))

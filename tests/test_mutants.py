@@ -359,15 +359,15 @@ MUTANTS = {
         GPT + "attention_is_the_softmax_loop",
     ),
     "the temperature multiplies": (
-        "generate",
-        "(logits / max(temperature, 1e-30))",
-        "(logits * max(temperature, 1e-30))",
+        "sampling",
+        "logits / max(temperature, 1e-30)",
+        "logits * max(temperature, 1e-30)",
         GENERATE + "temperature_divides_the_logits",
     ),
     "a nucleus of one token more": (
-        "generate",
-        "before[:, 1:] >= top_p",
-        "before[:, 1:] > top_p",
+        "sampling",
+        "(before < p)",
+        "(before <= p)",
         GENERATE + "top_p_of_four_equal_tokens",
     ),
     "the first draw from the padding": (
