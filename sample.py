@@ -7,14 +7,13 @@
 On a terminal a single answer appears token by token. Prompts are lines of a file, or of standard input.
 """
 
-import codecs
 import json
 import sys
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from dpo_min import options
-from dpo_min.options import COUNT, NOT_NEGATIVE, PROBABILITY, SEED, flag
+from dpo_min.options import COUNT, EXPONENT, FRACTION, NATURAL, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED, SIZE, flag
 
 
 @dataclass
@@ -29,7 +28,20 @@ class Config:
     temperature: float = flag(1.0, "below 1 bolder, above 1 more varied, 0 always the likeliest token", NOT_NEGATIVE)
     top_k: int | None = flag(None, "draw among the k likeliest tokens", COUNT)
     top_p: float = flag(1.0, "draw among the likeliest tokens that together reach this probability", PROBABILITY)
-    max_new_tokens: int = flag(200, "the longest answer", COUNT)
+    min_p: float = flag(
+        0.0, "draw among tokens at least so likely, as a share of the likeliest's probability", FRACTION
+    )
+    repetition_penalty: float = flag(1.0, "above 1 tokens that were there before become less likely", POSITIVE)
+    num_beams: int | None = flag(None, "draw nothing: search the likeliest answer, keeping so many at a time", SIZE)
+    length_penalty: float = flag(
+        0.0, "beams are ranked by log-probability / length^X; above 0 favours longer", EXPONENT
+    )
+    min_new_tokens: int = flag(0, "the shortest answer, unless --stop ends it", NATURAL)
+    max_new_tokens: int = flag(200, "the longest answer; all end where the model's positions do", COUNT)
+    length_range: list[int] | None = flag(
+        None, "draw the limit of each answer between these, uniformly", None, ("LO", "HI")
+    )
+    stop: list[str] = flag([], "end an answer before any of these texts", None, "TEXT")
     seed: int = flag(0, "another seed, other answers", SEED)
     device: str = flag("auto", "where to compute", ["auto", "cpu", "cuda", "mps"])
     dtype: str = flag("auto", "auto: bfloat16 on CUDA, float32 elsewhere", ["auto", "float32", "bfloat16", "float16"])
@@ -40,13 +52,10 @@ def prepare(argv):
     """(config, prompts); a mistake ends the program with one line and exit code 2."""
     try:
         config, given = options.parse(Config, argv, __doc__.split("\n")[0])
-        if config.temperature == 0:
-            options.refuse(
-                given, ["top_k", "top_p", "seed", "num_samples"], "with --temperature 0, which is one answer"
-            )
+        options.check_sampling(config, given)
         if config.prompt is not None:
             options.refuse(given, ["prompts"], "with --prompt")
-            if any("\ud800" <= character <= "\udfff" for character in config.prompt):
+            if not options.is_text(config.prompt):
                 raise ValueError("--prompt: not UTF-8 text")
             return config, [config.prompt]
         try:
@@ -70,24 +79,25 @@ PREPARED = prepare(sys.argv[1:]) if __name__ == "__main__" else None
 import torch
 
 from dpo_min import run
-from dpo_min.generate import stream
+from dpo_min.generate import beam_search, stream
+from dpo_min.packed import DecodingGPT
+from dpo_min.stop_strings import StopStrings
 from dpo_min.tokenizer import load_tokenizer
 from dpo_min.weights import load_model
 
+DRAWING = "temperature top_k top_p min_p repetition_penalty min_new_tokens length_range".split()
 
-def answers(config, model, tokenizer, prompt, device, dtype, echo):
-    """The completions of one prompt as lists of ids; `echo` receives each piece of text as it is drawn."""
-    generator = torch.Generator(device).manual_seed(config.seed)
-    ids = [tokenizer.encode(prompt)] * config.num_samples
-    completions = [[] for _ in ids]
-    characters = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end inside a character
-    sampling = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
-    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        for drawn in stream(model, ids, tokenizer.end_of_text, config.max_new_tokens, generator, **sampling):
-            for completion, token in zip(completions, drawn, strict=True):
-                if token is not None:
-                    completion.append(token)
-                    echo(characters.decode(tokenizer.decode_bytes([token])))
+
+def answers(config, model, tokenizer, prompt, stop, echo):
+    """The `Completion`s of one prompt; `echo` receives each piece of the first one's text as soon as it is certain."""
+    asked = [tokenizer.encode(prompt)] * config.num_samples, tokenizer.end_of_text, config.max_new_tokens
+    if config.num_beams:
+        (beams,) = beam_search(model, *asked, config.num_beams, config.length_penalty, config.min_new_tokens, stop)
+        return beams[:1]
+    sampling, piece = {name: getattr(config, name) for name in DRAWING}, stop.pieces()
+    for completions in stream(model, *asked, torch.Generator().manual_seed(config.seed), stop=stop, **sampling):
+        echo(piece(completions[0].ids))
+    echo(piece(completions[0].ids, final=True))
     return completions
 
 
@@ -105,20 +115,22 @@ def sample(config, prompts):
                     raise ValueError(f"--prompt: {size} tokens leave no room in the {limit} positions of {named[name]}")
     except ValueError as error:
         options.stop(error)
-    live = sys.stdout.isatty() and config.num_samples == 1 and not config.jsonl
+    fast = {name: DecodingGPT(model, dtype, config.num_beams or config.num_samples) for name, model in models.items()}
+    live = sys.stdout.isatty() and config.num_samples == 1 and not config.jsonl and not config.num_beams
     for prompt in prompts:
         if not config.jsonl:
             print(f"\n{prompt}")
-        for name, model in models.items():
-            tokenizer = tokenizers[name]
+        for name, model in fast.items():
+            tokenizer, stop = tokenizers[name], StopStrings(config.stop, tokenizers[name].decode_bytes)
             label = f"[{name}]" if len(models) > 1 else ""
             if live:
                 print(label, end="", flush=True)
             echo = (lambda text: print(text, end="", flush=True)) if live else (lambda text: None)
-            for i, ids in enumerate(answers(config, model, tokenizer, prompt, device, dtype, echo)):
-                text, ended = tokenizer.decode(ids), ids[-1] == tokenizer.end_of_text
+            for i, completion in enumerate(answers(config, model, tokenizer, prompt, stop, echo)):
+                text = stop.text(completion.ids)
                 if config.jsonl:
-                    line = {"prompt": prompt, "model": name, "sample": i, "completion": text, "ended": ended}
+                    line = {"prompt": prompt, "model": name, "sample": i, "completion": text, "ended": completion.ended}
+                    line |= {"logp": completion.logp, "sampling_logp": completion.sampling_logp}
                     print(json.dumps(line, ensure_ascii=False), flush=True)
                 else:
                     print("" if live else label + text, flush=True)

@@ -31,15 +31,19 @@ SEED = Accepts(lambda v: 0 <= v < 2**63, "a whole number from 0 up to 2^63 - 1")
 POSITIVE = Accepts(lambda v: 0 < v < math.inf, "a number above 0")
 RATE = Accepts(lambda v: 0 < v <= 10, "a number above 0 and up to 10")
 NOT_NEGATIVE = Accepts(lambda v: 0 <= v < math.inf, "a number from 0 up")
+EXPONENT = Accepts(lambda v: -10 <= v <= 10, "a number from -10 to 10")
 FRACTION = Accepts(lambda v: 0 <= v < 1, "a number from 0 up to, not including, 1")
 PROBABILITY = Accepts(lambda v: 0 < v <= 1, "a number above 0 and up to 1")
 NOISE_RATE = Accepts(lambda v: 0 < v < 0.5, "a number between 0 and 0.5")
 
 
-def flag(default, about, accepts=None):
-    """A field of a config dataclass: its default, when to change it, and what it accepts (`Accepts`, or a list)."""
+def flag(default, about, accepts=None, values="PATH"):
+    """A field of a config dataclass: its default, when to change it, and what it accepts (`Accepts`, or a list).
+
+    Values: what `--help` calls each value of a field that is a list, or a tuple with a name for each.
+    """
     choices, accepts = (accepts, None) if isinstance(accepts, list) else (None, accepts)
-    metadata = {"about": about, "accepts": accepts, "choices": choices}
+    metadata = {"about": about, "accepts": accepts, "choices": choices, "values": values}
     if default is MISSING or not isinstance(default, list):
         return field(default=default, metadata=metadata)
     return field(default_factory=lambda: list(default), metadata=metadata)
@@ -81,7 +85,9 @@ def parse(config_class, argv, description):
         if kind is bool:
             settings["action"] = "store_true"
         elif get_origin(kind) is list:
-            settings |= {"nargs": "+", "action": "extend", "type": get_args(kind)[0], "metavar": "PATH"}
+            values = f.metadata["values"]
+            settings |= {"nargs": len(values) if isinstance(values, tuple) else "+", "action": "extend"}
+            settings |= {"type": get_args(kind)[0], "metavar": values}
         else:
             settings |= {"type": converter(kind, f.metadata["accepts"]), "choices": f.metadata["choices"]}
             if not f.metadata["choices"]:
@@ -114,6 +120,39 @@ def refuse(given, names, reason):
     for name in names:
         if name in given:
             raise ValueError(f"--{name.replace('_', '-')} has no effect {reason}; leave it out")
+
+
+def check_sampling(config, given):
+    """Check sample.py's flags of drawing against each other; --length-range becomes a pair.
+
+    Raises:
+        ValueError: a flag is out of range, or would have no effect.
+    """
+    choices = ["top_k", "top_p", "min_p", "seed", "num_samples", "length_range"]
+    if config.num_beams:
+        refuse(given, ["temperature", "repetition_penalty", *choices], "with --num-beams, which draws nothing")
+    elif config.temperature == 0:
+        refuse(given, choices, "with --temperature 0, which is one answer")
+    if (config.num_beams or 1) == 1:
+        refuse(given, ["length_penalty"], "without --num-beams of at least 2")
+    limit = "--max-new-tokens"
+    if config.length_range is not None:
+        refuse(given, ["max_new_tokens"], "with --length-range, which has a limit for each answer")
+        if len(config.length_range) != 2 or not 1 <= config.length_range[0] <= config.length_range[1] <= MOST:
+            words = " ".join(map(str, config.length_range))
+            raise ValueError(f"--length-range: expected LO HI with 1 <= LO <= HI <= 10^9, got {words}")
+        limit, config.max_new_tokens = "the LO of --length-range", config.length_range[1]
+    least = config.length_range[0] if config.length_range else config.max_new_tokens
+    if config.min_new_tokens > least:
+        raise ValueError(f"--min-new-tokens {config.min_new_tokens} is above {limit}, which is {least}")
+    for text in config.stop:
+        if not text or not is_text(text):
+            raise ValueError(f"--stop: expected UTF-8 text of at least one character, got {text!r}")
+
+
+def is_text(argument):
+    """Whether a command-line argument is UTF-8; Python marks bytes that are not as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
 
 
 RUN_FILES = ("config.json", "metrics.jsonl", "model", "best", "reference", "checkpoint")

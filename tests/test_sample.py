@@ -44,7 +44,8 @@ def test_answers_are_text_and_repeat_with_the_seed(models, capsys):
     assert first == same != other
     assert [line["sample"] for line in first] == [0, 1, 2]
     assert len({line["completion"] for line in first}) > 1
-    assert all(set(line) == {"prompt", "model", "sample", "completion", "ended"} for line in first)
+    names = {"prompt", "model", "sample", "completion", "ended", "logp", "sampling_logp"}
+    assert all(set(line) == names for line in first)
 
 
 def test_both_models_answer_side_by_side(models, capsys):
