@@ -33,9 +33,7 @@ class Config:
     )
     repetition_penalty: float = flag(1.0, "above 1 tokens that were there before become less likely", POSITIVE)
     num_beams: int | None = flag(None, "draw nothing: search the likeliest answer, keeping so many at a time", SIZE)
-    length_penalty: float = flag(
-        0.0, "beams are ranked by log-probability / length^X; above 0 favours longer", EXPONENT
-    )
+    length_penalty: float = flag(0.0, "beams rank by log-probability / length^X; above 0 favours longer", EXPONENT)
     min_new_tokens: int = flag(0, "the shortest answer, unless --stop ends it", NATURAL)
     max_new_tokens: int = flag(200, "the longest answer; all end where the model's positions do", COUNT)
     length_range: list[int] | None = flag(

@@ -4,14 +4,19 @@ import copy
 import math
 from collections import Counter
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
+from random import Random
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpo_min.generate import generate, next_token_probs, stream
+from dpo_min.exact import enumerate_completions, exact_log_policy
+from dpo_min.generate import beam_search, decode_step, generate, prefill, stream
+from dpo_min.packed import DecodingGPT, packable
+from dpo_min.sampling import next_token_probs
+from dpo_min.stop_strings import StopStrings
 
 END, BLOCK_SIZE = 4, 12  # of tiny_gpt
 texts = partial(st.lists, st.integers(0, END))
@@ -23,121 +28,19 @@ def ids_of(*arguments, **sampling):
     return [completion.ids for completion in generate(*arguments, **sampling)]
 
 
-def rows(elements):
-    """Logits (B, V) in float32."""
-    shapes = st.tuples(st.integers(1, 3), st.integers(1, 8))
-    return shapes.flatmap(
-        lambda s: st.lists(st.lists(elements, min_size=s[1], max_size=s[1]), min_size=s[0], max_size=s[0])
-    ).map(torch.tensor)
-
-
-any_logits = rows(st.floats(-1e4, 1e4, width=32))
-tied_logits = rows(st.integers(-12, 12).map(lambda n: n / 4))  # many ties, and no probability that underflows
-temperatures = st.floats(0, 100) | st.sampled_from([0.0, 5e-324, 1e-40, 1e-30, 1.0])
-shares = st.floats(0, 1, exclude_min=True)
-
-
-def order(row):
-    """Ids from the most to the least likely, ties by id."""
-    return sorted(range(len(row)), key=lambda i: (-row[i], i))
-
-
-# ---- the distribution ----
-
-
-@given(any_logits, temperatures, st.none() | st.integers(1, 10), shares)
-@example(torch.tensor([[1e4, -1e4]]), 1e-40, None, 1.0)
-@example(torch.tensor([[0.0, 0.0]]), 1e-46, 1, 1e-9)
-def test_next_token_probs_are_a_distribution_in_the_order_of_the_logits(logits, temperature, top_k, top_p):
-    """Kills: truncation without renormalising; an infinite logit where the temperature is small."""
-    probs = next_token_probs(logits, temperature, top_k, top_p)
-    assert probs.dtype == torch.float32
-    assert (probs >= 0).all()
-    torch.testing.assert_close(probs.sum(-1), torch.ones(len(logits)), rtol=0, atol=1e-6)
-    whole = next_token_probs(logits, temperature)
-    for row, p, q in zip(logits.tolist(), whole.tolist(), probs.tolist(), strict=True):
-        assert all(p[b] <= p[a] * (1 + 1e-6) for a, b in pairwise(order(row)))
-        kept = [q[i] for i in order(p)]
-        assert kept == sorted(q, reverse=True)
-        assert kept[0] > 0
-
-
-@given(any_logits, st.floats(0.5, 10))
-@example(torch.tensor([[0.0, math.log(2), math.log(5)]]), 1.0)
-def test_temperature_divides_the_logits(logits, temperature):
-    """Kills: probabilities, or logits, multiplied by the temperature."""
-    expected = (logits.double() / temperature).softmax(-1).float()
-    torch.testing.assert_close(next_token_probs(logits, temperature), expected, rtol=1e-3, atol=1e-6)
-
-
-@given(tied_logits | any_logits, st.none() | st.integers(1, 10), shares)
-@example(torch.tensor([[1.0, 2.0, 2.0]]), None, 1.0)
-def test_temperature_zero_is_the_first_most_likely_token(logits, top_k, top_p):
-    """Kills: a tie shared out, or given to the last."""
-    expected = torch.zeros_like(logits)
-    for i, row in enumerate(logits.tolist()):
-        expected[i, order(row)[0]] = 1
-    assert torch.equal(next_token_probs(logits, 0, top_k, top_p), expected)
-
-
-@given(tied_logits, st.integers(1, 10))
-@example(torch.tensor([[1.0, 1.0, 1.0, 1.0]]), 2)
-@example(torch.tensor([[0.0, 1.0, 1.0, 2.0]]), 2)
-def test_top_k_keeps_exactly_k_tokens_ties_to_the_lower_id(logits, k):
-    """Kills: `probs >= kth largest`, which keeps every tie; an unstable sort."""
-    whole, kept = next_token_probs(logits), next_token_probs(logits, top_k=k)
-    for p, q in zip(whole.tolist(), kept.tolist(), strict=True):
-        best = order(p)[:k]
-        assert {i for i, x in enumerate(q) if x > 0} == set(best)
-        total = math.fsum(p[i] for i in best)
-        assert q == pytest.approx([x / total if i in best else 0 for i, x in enumerate(p)], rel=1e-5)
-
-
-@given(tied_logits, shares)
-@example(torch.zeros(1, 4), 0.5)
-@example(torch.zeros(1, 4), 0.51)
-@example(torch.tensor([[0.0, 3.0]]), 1e-9)
-def test_top_p_keeps_the_smallest_set_that_reaches_p(logits, share):
-    """Kills: a set that stops before it reaches p, or that takes one token more; an empty set."""
-    whole, kept = next_token_probs(logits), next_token_probs(logits, top_p=share)
-    for p, q in zip(whole.tolist(), kept.tolist(), strict=True):
-        size = sum(x > 0 for x in q)
-        best = order(p)[:size]
-        assert {i for i, x in enumerate(q) if x > 0} == set(best)
-        total = math.fsum(p[i] for i in best)
-        assert total > share - 1e-6
-        assert size == 1 or total - p[best[-1]] < share + 1e-6
-        assert q == pytest.approx([x / total if i in best else 0 for i, x in enumerate(p)], rel=1e-5)
-
-
-@pytest.mark.parametrize(("share", "size"), [(0.25, 1), (0.26, 2), (0.5, 2), (0.75, 3), (0.76, 4), (1.0, 4)])
-def test_top_p_of_four_equal_tokens(share, size):
-    """Kills: `>` where `>=` is meant; a quarter is exact in binary."""
-    expected = [[1 / size] * size + [0] * (4 - size)]
-    torch.testing.assert_close(next_token_probs(torch.zeros(1, 4), top_p=share), torch.tensor(expected))
-
-
-def test_top_p_counts_the_probabilities_that_top_k_left():
-    """Kills: the nucleus measured before top-k has renormalised: 0.4 < 0.5 ≤ 4/7."""
-    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
-    assert torch.equal(next_token_probs(logits, top_k=2, top_p=0.5), torch.tensor([[0.0, 1.0, 0.0, 0.0]]))
-
-
-@given(tied_logits, st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]), temperatures)
-def test_next_token_probs_leave_the_logits_as_they_are(logits, dtype, temperature):
-    """Kills: `logits /= temperature`; `logits[...] = -inf`."""
-    logits = logits.to(dtype)
-    before = logits.clone()
-    next_token_probs(logits, temperature, top_k=1, top_p=0.5)
-    assert torch.equal(logits, before)
-
-
 # ---- the draws ----
 
 
-def plain_probs(model, tokens, **sampling):
-    """The distribution of the token after `tokens`, by a full forward; empty tokens start from end-of-text."""
-    return next_token_probs(model.logits(model(torch.tensor([tokens or [END]]))[:, -1]), **sampling)[0]
+def plain_logits(model, tokens):
+    """The logits (1, V) of the token after `tokens`, by a full forward; empty tokens start from end-of-text."""
+    return model.logits(model(torch.tensor([tokens or [END]]))[:, -1])
+
+
+def plain_probs(model, tokens, forbidden=None, **sampling):
+    """The distribution of the token after `tokens`."""
+    seen = torch.zeros(1, 5, dtype=torch.bool)
+    seen[0, tokens or [END]] = True
+    return next_token_probs(plain_logits(model, tokens), seen=seen, forbidden=forbidden, **sampling)[0]
 
 
 def plain_greedy(model, prompt, max_new_tokens):
@@ -213,7 +116,12 @@ def test_a_prompt_that_leaves_no_room_is_refused(tiny_gpt, size):
         ids_of(tiny_gpt, [[0], [0] * size], END, 9)
 
 
-SAMPLING = [{}, {"temperature": 0.5}, {"temperature": 2.0, "top_k": 3}, {"top_p": 0.8}]
+SAMPLING = [
+    {},
+    {"temperature": 0.5, "min_p": 0.1},
+    {"temperature": 2.0, "top_k": 3, "repetition_penalty": 1.5},
+    {"top_p": 0.8},
+]
 
 
 @pytest.mark.parametrize("sampling", SAMPLING, ids=str)
@@ -232,6 +140,242 @@ def test_texts_are_drawn_as_often_as_they_are_likely(tiny_gpt, sampling, prompt)
     assert all(exact[text] > 0 for text in counts)
     statistic = sum((counts[text] - n * p) ** 2 / max(n * p, 5) for text, p in exact.items())
     assert statistic < 70  # with 20 degrees of freedom, exceeded once in 5 million
+
+
+wishes = st.fixed_dictionaries(
+    {},
+    optional={
+        "temperature": st.sampled_from([0.0, 0.5, 2.0]),
+        "top_k": st.integers(1, 5),
+        "top_p": st.floats(0.1, 1),
+        "min_p": st.floats(0, 1),
+        "repetition_penalty": st.sampled_from([0.5, 1.5]),
+        "min_new_tokens": st.integers(0, 3),
+    },
+)
+
+
+@given(batches, st.integers(3, 14), st.integers(0, 99), wishes)
+@example([[], [0] * 11, [3, 2]], 14, 0, {"temperature": 0.0, "repetition_penalty": 1.5, "min_new_tokens": 3})
+def test_each_token_carries_its_log_probability_under_the_model_and_under_its_draw(tiny_gpt, prompts, n, seed, wish):
+    """Kills: log-probabilities after temperature; those of the step before; padding or another row's tokens penalised;
+    the prompt's or the drawn tokens not penalised; end-of-text before the least length.
+    """
+    drawn = generate(tiny_gpt, prompts, END, n, torch.Generator().manual_seed(seed), **wish)
+    least = wish.get("min_new_tokens", 0)
+    settings = {name: wish[name] for name in wish if name != "min_new_tokens"}
+    for prompt, completion in zip(prompts, drawn, strict=True):
+        text = prompt or [END]
+        for t, token in enumerate(completion.ids):
+            exact = plain_logits(tiny_gpt, text + completion.ids[:t]).log_softmax(-1)[0, token].item()
+            assert completion.logps[t] == pytest.approx(exact, abs=1e-10)
+            forbidden = END if t < least else None
+            probs = plain_probs(tiny_gpt, text + completion.ids[:t], forbidden, **settings)
+            assert completion.sampling_logps[t] == pytest.approx(probs[token].log().item(), abs=1e-4)
+        assert completion.logp == pytest.approx(sum(completion.logps))
+        assert completion.sampling_logp == pytest.approx(sum(completion.sampling_logps))
+        assert completion.ended == (completion.ids[-1] == END)
+
+
+@given(batches, st.integers(0, 99), wishes, st.randoms())
+@example([[0], [], [0], [1, 2, 3], [0]], 0, {}, Random(1))
+def test_neither_the_order_nor_the_company_of_prompts_changes_anything(tiny_gpt, prompts, seed, wish, random):
+    """Kills: draws by place in the batch; a row that sees another's cache; a limit drawn by place."""
+    wish = wish | {"length_range": (3, 9)}
+
+    def texts_of(prompts):
+        return ids_of(tiny_gpt, prompts, END, 9, torch.Generator().manual_seed(seed), **wish)
+
+    ours, places = texts_of(prompts), list(range(len(prompts)))
+    random.shuffle(places)
+    copies = {}
+    for i, ids in zip(places, texts_of([prompts[i] for i in places]), strict=True):
+        copies.setdefault(tuple(prompts[i] or [END]), []).append(ids)
+    assert [copies[tuple(prompt or [END])].pop(0) for prompt in prompts] == ours  # equal prompts keep their order
+    assert texts_of(prompts[:1]) == ours[:1]
+
+
+def test_lengths_are_drawn_uniformly_and_the_least_length_holds(tiny_gpt):
+    """Kills: HI or LO never drawn; end-of-text before the least length."""
+    n, settings = 400, {"length_range": (2, 5), "min_new_tokens": 2}
+    drawn = ids_of(tiny_gpt, [[0, 1]] * n, END, 5, torch.Generator().manual_seed(0), **settings)
+    assert all(2 <= len(ids) <= 5 and END not in ids[:2] for ids in drawn)
+    never_ends = 99  # no id of the model's, so that only limits end a completion
+    drawn = ids_of(tiny_gpt, [[0, 1]] * n, never_ends, 5, torch.Generator().manual_seed(0), length_range=(2, 5))
+    counts = Counter(map(len, drawn))
+    assert set(counts) == {2, 3, 4, 5}
+    assert sum((count - n / 4) ** 2 / (n / 4) for count in counts.values()) < 25  # 3 degrees of freedom: once in 60,000
+
+
+def test_no_prompt_and_no_token_are_no_completion(tiny_gpt):
+    """Kills: the greatest length of no prompts."""
+    assert generate(tiny_gpt, [], END, 3) == [] == beam_search(tiny_gpt, [], END, 3, 2)
+    assert (
+        [c.ids for c in generate(tiny_gpt, [[0]], END, 0)]
+        == [[]]
+        == [h.ids for h in beam_search(tiny_gpt, [[0]], END, 0, 2)[0]]
+    )
+
+
+@given(batches, st.integers(1, 9))
+def test_a_temperature_near_zero_is_greedy(tiny_gpt, prompts, n):
+    """Kills: a limit that is not the argmax."""
+    assert ids_of(tiny_gpt, prompts, END, n, temperature=1e-9) == ids_of(tiny_gpt, prompts, END, n, temperature=0)
+
+
+# ---- stop strings ----
+
+SPELLING = [b"a", b"ab", b"ba", b"", b""]  # of each id: strings span tokens, and end inside them
+
+
+def decode_bytes(ids):
+    return b"".join(SPELLING[i] for i in ids)
+
+
+stop_strings = st.lists(st.sampled_from(["b", "aa", "aab", "bb", "abab", "baa"]), max_size=2)
+
+
+@given(texts(max_size=8), stop_strings)
+@example([0, 2, 0], ["aba"])
+@example([0, 0, 1], ["aab"])
+def test_a_text_ends_before_its_first_stop_string_and_its_pieces_are_the_text(ids, strings):
+    """Kills: a stop string looked for inside one token only; a piece shown that belongs to a stop string."""
+    stop, whole = StopStrings(strings, decode_bytes), decode_bytes(ids).decode()
+    starts = [i for i in range(len(whole)) if any(whole.startswith(string, i) for string in strings)]
+    expected = whole[: min(starts, default=len(whole))]
+    assert stop.text(ids) == expected
+    assert stop(ids) == bool(starts)
+    piece, shown = stop.pieces(), ""
+    for t in range(len(ids)):
+        shown += piece(ids[: t + 1])
+        assert expected.startswith(shown)
+        if stop(ids[: t + 1]):
+            break
+    assert shown + piece(ids, final=True) == expected
+
+
+def test_a_piece_holds_back_half_a_character():
+    """Kills: U+FFFD for a character that another token completes; a last half that is never shown."""
+    stop = StopStrings(["é!"], lambda ids: bytes(ids))
+    piece, data = stop.pieces(), list("né?é".encode())
+    assert [piece(data[:n]) for n in range(1, 5)] == ["n", "", "", "é?"]
+    assert piece(data[:5], final=True) == "\ufffd"
+    with pytest.raises(ValueError, match="empty string"):
+        StopStrings([""], decode_bytes)
+
+
+@given(batches, stop_strings, st.integers(0, 99))
+def test_a_completion_ends_with_the_token_that_completes_a_stop_string(tiny_gpt, prompts, strings, seed):
+    """Kills: a stop string found in the prompt; a stop that ends every row; draws that a stop changes."""
+    stop = StopStrings(strings, decode_bytes)
+    stopped, whole = (
+        generate(tiny_gpt, prompts, END, 9, torch.Generator().manual_seed(seed), stop=wish) for wish in (stop, None)
+    )
+    for ours, longer in zip(stopped, whole, strict=True):
+        ends = (t + 1 for t in range(len(longer.ids)) if stop(longer.ids[: t + 1]))
+        assert ours.ids == longer.ids[: next(ends, None)]
+        assert ours.ended == (stop(ours.ids) or ours.ids[-1] == END)
+
+
+# ---- beams ----
+
+
+@given(batches, st.integers(1, 12), st.sampled_from([-1.0, 0.0, 1.0]), st.integers(0, 1))
+@example([[0] * 11, []], 12, 1.0, 0)
+def test_one_beam_is_greedy(tiny_gpt, prompts, n, length_penalty, least):
+    """Kills: a beam that goes on after its best token was end-of-text; a row of the cache that is another prompt's."""
+    greedy = generate(tiny_gpt, prompts, END, n, temperature=0, min_new_tokens=least)
+    beams = beam_search(tiny_gpt, prompts, END, n, 1, length_penalty, least)
+    for ours, (theirs,) in zip(greedy, beams, strict=True):
+        assert (ours.ids, ours.ended) == (theirs.ids, theirs.ended)
+        assert ours.logps == pytest.approx(theirs.logps, abs=1e-10)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, -0.5, 3.0])
+def test_as_many_beams_as_completions_rank_them_all(tiny_gpt, length_penalty):
+    """Kills: a hypothesis dropped, counted twice or never ended; a penalty on the wrong side of the division."""
+    prompts, T = [[0, 1], [3]], 3
+    completions = enumerate_completions(5, END, T)
+    beams = beam_search(tiny_gpt, prompts, END, T, len(completions), length_penalty)
+    for prompt, beam in zip(prompts, beams, strict=True):
+        exact = dict(zip(completions, exact_log_policy(tiny_gpt, prompt, END, T).tolist(), strict=True))
+        ranked = sorted(completions, key=lambda y: exact[y] / len(y) ** length_penalty, reverse=True)
+        assert [tuple(hypothesis.ids) for hypothesis in beam] == ranked
+        assert [hypothesis.logp for hypothesis in beam] == pytest.approx([exact[y] for y in ranked], abs=1e-10)
+
+
+@given(batches, st.integers(1, 9), st.integers(1, 6), st.integers(0, 1), stop_strings)
+def test_beams_are_different_completions_in_order_with_their_log_probabilities(
+    tiny_gpt, prompts, n, width, least, strings
+):
+    """Kills: a hypothesis with another's cache or history; beams that survive a stop string; a limit missed by one."""
+    stop = StopStrings(strings, decode_bytes)
+    for prompt, beam in zip(prompts, beam_search(tiny_gpt, prompts, END, n, width, 0.0, least, stop), strict=True):
+        assert 1 <= len(beam) <= width
+        assert len({tuple(hypothesis.ids) for hypothesis in beam}) == len(beam)
+        assert [h.logp for h in beam] == sorted((h.logp for h in beam), reverse=True)
+        limit = min(n, BLOCK_SIZE - max(len(prompt), 1))
+        for h in beam:
+            rows = torch.tensor([(prompt or [END]) + h.ids])
+            exact = tiny_gpt.logits(tiny_gpt(rows[:, :-1])).log_softmax(-1).gather(-1, rows[:, 1:, None])[0, :, 0]
+            assert h.logps == pytest.approx(exact[-len(h.ids) :].tolist(), abs=1e-10)
+            assert END not in h.ids[:-1] + h.ids[:least]
+            assert not stop(h.ids[:-1])
+            assert h.ended == (h.ids[-1] == END or stop(h.ids))
+            assert h.ended or len(h.ids) == limit
+            assert len(h.ids) <= limit
+
+
+def test_no_beam_and_no_room_are_named(tiny_gpt):
+    with pytest.raises(ValueError, match="num_beams"):
+        beam_search(tiny_gpt, [[0]], END, 3, 0)
+    with pytest.raises(ValueError, match="min_new_tokens"):
+        beam_search(tiny_gpt, [[0]], END, 3, 1, min_new_tokens=4)
+    with pytest.raises(ValueError, match="leaves no room"):
+        beam_search(tiny_gpt, [[0] * 12], END, 3, 1)
+
+
+# ---- fast ----
+
+
+@settings(max_examples=20)
+@given(st.lists(texts(min_size=1, max_size=6), min_size=1, max_size=4), st.booleans())
+def test_decode_steps_after_a_prefill_are_the_full_forward(tiny_gpt, prompts, all_slots):
+    """Kills: a slot too few or too many in use; positions that do not advance; static shapes that see empty slots."""
+    logits, positions, cache = prefill(tiny_gpt, prompts, 5)
+    rows = [[*prompt] for prompt in prompts]
+    if all_slots:  # as on a GPU
+        cache.slots = cache.keys.shape[3]
+    for step in range(5):
+        expected = torch.cat([plain_logits(tiny_gpt, row) for row in rows])
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+        tokens = torch.tensor([(7 * step + i) % 5 for i in range(len(rows))])
+        logits = decode_step(tiny_gpt, tokens, positions + step, cache)
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            row.append(token)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_decoding_gpt_is_the_model(tiny_gpt, dtype, batch):
+    """Kills: a bias left out; a layer packed twice or in another's place; a head that is not the embedding's."""
+    fast = DecodingGPT(tiny_gpt, dtype, batch)
+    assert fast.wte.weight.dtype == dtype and not any(p.requires_grad for p in fast.parameters())
+    assert (fast.head is not None) == packable(fast.wte.weight)
+    assert not packable(tiny_gpt.wte.weight)
+    tokens = torch.randint(5, (batch, 7), generator=torch.Generator().manual_seed(0))
+    logits = fast.logits(fast(tokens))
+    expected = tiny_gpt.logits(tiny_gpt(tokens))
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.3}[dtype]
+    assert logits.dtype == dtype
+    torch.testing.assert_close(logits.double(), expected, rtol=0, atol=tolerance)
+    drawn = generate(fast, tokens.tolist(), END, 5, torch.Generator().manual_seed(0))
+    for row, completion in zip(tokens.tolist(), drawn, strict=True):
+        exact = sum(
+            plain_logits(tiny_gpt, row + completion.ids[:t]).log_softmax(-1)[0, token].item()
+            for t, token in enumerate(completion.ids)
+        )
+        assert completion.logp == pytest.approx(exact, abs=5 * tolerance)
 
 
 @settings(max_examples=30)

@@ -16,6 +16,7 @@ LOGPROB, EXACT = "tests/test_logprob.py::test_", "tests/test_exact.py::test_"
 PACKING, REFERENCE = "tests/test_packing.py::test_", "tests/test_reference.py::test_"
 EVALUATE = "tests/test_evaluate.py::test_"
 GPT, GENERATE, TRAIN = "tests/test_gpt.py::test_", "tests/test_generate.py::test_", "tests/test_train.py::test_"
+SAMPLING = "tests/test_sampling.py::test_"
 
 BY_HAND = OBJECTIVE + "objective_and_optimum_worked_by_hand"
 KL_BY_HAND = OBJECTIVE + "kl_worked_by_hand_in_both_directions"
@@ -362,13 +363,13 @@ MUTANTS = {
         "sampling",
         "logits / max(temperature, 1e-30)",
         "logits * max(temperature, 1e-30)",
-        GENERATE + "temperature_divides_the_logits",
+        SAMPLING + "temperature_divides_the_logits",
     ),
     "a nucleus of one token more": (
         "sampling",
         "(before < p)",
         "(before <= p)",
-        GENERATE + "top_p_of_four_equal_tokens",
+        SAMPLING + "top_p_of_four_equal_tokens",
     ),
     "the first draw from the padding": (
         "generate",

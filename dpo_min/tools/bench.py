@@ -5,15 +5,18 @@
 
 Every row is a process of its own, with the same weights, pairs and steps, so that its peak memory is its own.
 Pairs per second count the reference's pass. Without --data the pairs have random tokens and the lengths of
-real dialogues. Renews the table in --out and the picture beside it.
+real dialogues. Decoding is measured too: prompts of 64 tokens, 64 more drawn among the 50 likeliest. `--part` takes one
+of the two. Renews the tables in --out and the picture beside it.
 """
 
 import argparse
+import copy
 import json
 import math
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -28,15 +31,24 @@ import torch
 from dpo_min import run
 from dpo_min.data import TokenizedPair, load_preferences, tokenize
 from dpo_min.exact import rectangle
+from dpo_min.generate import generate
 from dpo_min.gpt import GPT, GPTConfig
 from dpo_min.logprob import sequence_logprobs, token_logprobs
 from dpo_min.losses import LOSSES
+from dpo_min.packed import DecodingGPT, PackedLinear
 from dpo_min.packing import batch_logps, batches, pack
 from dpo_min.preference import margin
 from dpo_min.tokenizer import load_tokenizer
 
 BETA, LEARNING_RATE = 0.1, 1e-6
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
+BEGIN_DECODING, END_DECODING = "<!-- decoding -->", "<!-- end of decoding -->"
+PROMPT_TOKENS, NEW_TOKENS, TOP_K, DECODING_RUNS = 64, 64, 50, 5
+DECODERS = {
+    "cast": "float32 weights, cast for every token",
+    "held": "weights held in the dtype",
+    "packed": "and packed, as in sample.py",
+}
 STARTS = ["train.py", "--help"], ["sample.py", "--help"], ["-c", "import torch"]
 # name: what is added to the row above it
 LEVERS = {
@@ -176,6 +188,67 @@ def matmul_peak(device, dtype, size=2048):
     return 2 * size**3 / best
 
 
+def bandwidth(device, size=2**28):
+    """The most bytes a second that a pass over a large array reads: a sum, or on a CPU a packed matrix times a row."""
+    x = torch.ones(size, dtype=torch.bfloat16, device=device)
+    passes = [x.view(torch.int32).sum]
+    if device == "cpu":
+        packed = PackedLinear(x.view(-1, 1024), None, 1)
+        passes.append(lambda row=x[None, :1024]: packed(row)[0, 0])
+    best = math.inf
+    for _ in range(8):
+        for run_once in passes:
+            start = time.perf_counter()
+            run_once().item()  # waits for a GPU
+            best = min(best, time.perf_counter() - start)
+    return 2 * size / best
+
+
+def measure_decoding(options):
+    """Prints a JSON line: the bytes of weights, the bytes that can be read a second, and tokens a second."""
+    torch.set_num_threads(options.threads)
+    device, dtype = run.choose_device(options.device, options.dtype)
+    model = GPT(GPTConfig(*options.shape), torch.Generator().manual_seed(0)).to(device)
+    config, rates = model.config, {}
+    size = sum(p.numel() for name, p in model.named_parameters() if name != "wpe.weight") * dtype.itemsize
+    for batch in (1, 8):
+        prompts = torch.randint(config.vocab_size - 1, (batch, PROMPT_TOKENS)).tolist()
+        for way in DECODERS:
+            decoder = {"cast": lambda: model, "held": lambda: copy.deepcopy(model).to(dtype)}.get(way)
+            decoder = decoder() if decoder else DecodingGPT(model, dtype, batch)
+            seconds = []
+            for _ in range(1 + DECODING_RUNS):
+                start = time.perf_counter()
+                with torch.autocast(device, dtype, enabled=way == "cast" and dtype != torch.float32):
+                    generate(
+                        decoder, prompts, config.vocab_size - 1, NEW_TOKENS, top_k=TOP_K, min_new_tokens=NEW_TOKENS
+                    )
+                seconds.append(time.perf_counter() - start)
+            rates[f"{way} {batch}"] = batch * NEW_TOKENS / statistics.median(seconds[1:])  # the first warms up
+    print(json.dumps({"bytes": size, "bandwidth": bandwidth(device), "rates": rates}))
+
+
+def decoding_table(options, result):
+    """The text on decoding, Markdown."""
+    size, most = result["bytes"], result["bandwidth"]
+    lines = [
+        "| decoding | batch | tokens/s | ratio | GB/s of weights | of the bandwidth |",
+        "|---|---|---|---|---|---|",
+    ]
+    for batch in (1, 8):
+        for way, words in DECODERS.items():
+            rate = result["rates"][f"{way} {batch}"]
+            ratio, read = rate / result["rates"][f"cast {batch}"], rate / batch * size
+            lines.append(f"| {words} | {batch} | {rate:.1f} | {ratio:.1f} | {read / 1e9:.1f} | {read / most:.0%} |")
+    device = run.choose_device(options.device, options.dtype)[0]
+    return f"""{hardware(device)}, {options.threads} threads, PyTorch {torch.__version__}, {options.dtype}. Prompts of
+{PROMPT_TOKENS} tokens, {NEW_TOKENS} new ones each, top-k {TOP_K}; the time of the prompts is counted. A step reads
+{size / 1e6:.0f} MB of weights once, however many rows it has; reading alone ran at {most / 1e9:.0f} GB/s, which would be
+{most / size:.0f} steps a second.
+
+""" + "\n".join(lines)
+
+
 def run_variant(options, variant):
     """One row, {"seconds", "losses", "peak"}, in a process of its own."""
     arguments = [sys.executable, "-m", "dpo_min.tools.bench", "--variant", variant]
@@ -258,7 +331,10 @@ def draw(rows, path):
 def main():
     """Measure one variant, or all of them and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--variant", choices=LEVERS, help="measure this one in this process and print JSON")
+    parser.add_argument("--part", choices=["training", "decoding"], help="measure only this (default: both)")
+    parser.add_argument(
+        "--variant", choices=[*LEVERS, "decoding"], help="measure this one in this process and print JSON"
+    )
     parser.add_argument("--pairs", type=int, default=24, help="how many (default: 24)")
     parser.add_argument("--batch-size", type=int, default=8, help="pairs of a step, which is one forward (default: 8)")
     parser.add_argument("--compile", action="store_true", help="add a row with torch.compile; every row warms up")
@@ -271,8 +347,22 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"), help="the page; its table is replaced")
     options = parser.parse_args()
     if options.variant:
-        measure(options)
+        measure_decoding(options) if options.variant == "decoding" else measure(options)
         return
+    page = options.out.read_text(encoding="utf-8") if options.out.exists() else ""
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.part != "decoding":
+        page = renewed(page, BEGIN, END, training(options))
+    if options.part != "training":
+        text = decoding_table(options, run_variant(options, "decoding"))
+        print(text)
+        page = renewed(page, BEGIN_DECODING, END_DECODING, text + "\n")
+    options.out.write_text(page, encoding="utf-8")
+    print(f"written: {options.out}")
+
+
+def training(options):
+    """Measure every lever of training, draw the picture, and return the text."""
     rows = {}
     for name in [name for name in LEVERS if name != "compiled" or options.compile]:
         rows[name] = run_variant(options, name)
@@ -280,14 +370,19 @@ def main():
     start = [f"`python {' '.join(c)}` takes {seconds_of(sys.executable, *c):.2f} s" for c in STARTS]
     text = table(options, rows) + "\n\n" + ", ".join(start) + ".\n"
     print(text)
-    page = options.out.read_text(encoding="utf-8") if options.out.exists() else f"{BEGIN}\n{END}\n"
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     picture = options.out.parent / "figures" / f"{options.out.stem}.png"
     picture.parent.mkdir(exist_ok=True)
     draw(rows, picture)
-    options.out.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
-    print(f"written: {options.out}, {picture}")
+    print(f"written: {picture}")
+    return text
+
+
+def renewed(page, begin, end, text):
+    """The page with what stands between two marks replaced; both are put at its end where it has none."""
+    if begin not in page:
+        page += f"\n{begin}\n{end}\n"
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n{text}{end}{rest.split(end)[1]}"
 
 
 if __name__ == "__main__":
