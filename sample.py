@@ -93,9 +93,13 @@ def answers(config, model, tokenizer, prompt, stop, echo):
         (beams,) = beam_search(model, *asked, config.num_beams, config.length_penalty, config.min_new_tokens, stop)
         return beams[:1]
     sampling, piece = {name: getattr(config, name) for name in DRAWING}, stop.pieces()
-    for completions in stream(model, *asked, torch.Generator().manual_seed(config.seed), stop=stop, **sampling):
-        echo(piece(completions[0].ids))
-    echo(piece(completions[0].ids, final=True))
+    try:
+        for completions in stream(model, *asked, torch.Generator().manual_seed(config.seed), stop=stop, **sampling):
+            echo(piece(completions[0].ids))
+        echo(piece(completions[0].ids, final=True))
+    except KeyboardInterrupt:
+        echo("\n")  # what was shown stays, in a line of its own
+        raise
     return completions
 
 

@@ -86,6 +86,65 @@ def test_the_answer_streams_to_a_terminal_piece_by_piece(models, monkeypatch, ca
     assert len(pieces) > 10
 
 
+def test_an_answer_ends_before_a_stop_string_and_streams_without_it(models, monkeypatch, capsys):
+    """Kills: a stop string shown, wholly or in part, or looked for in the prompt; an end that is not called one."""
+    (whole,) = answers(capsys, "--model", models / "model", "--prompt", "hello")
+    text = whole["completion"]
+    stop = next(text[i : i + 2] for i in range(3, len(text)) if text[i : i + 2].isascii())
+    flags = ["--model", models / "model", "--prompt", "hello", "--stop", "never there", stop]
+    (line,) = answers(capsys, *flags)
+    assert line["ended"] and line["completion"] == text[: text.index(stop)]
+    assert whole["logp"] < line["logp"] < 0 and line["logp"] == pytest.approx(line["sampling_logp"], abs=1e-4)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert ask(*flags) == 0
+    assert capsys.readouterr().out == f"\nhello\n{line['completion']}\n"
+
+
+def test_beams_answer_with_the_likeliest_that_they_found(models, capsys):
+    """Kills: beams left out; the last of them answered; more of them that find no more."""
+    best = [
+        answers(capsys, "--model", models / "model", "--prompt", "ab", "--max-new-tokens", 6, *more)[0]
+        for more in (["--temperature", 0], ["--num-beams", 1], ["--num-beams", 8])
+    ]
+    assert best[0]["completion"] == best[1]["completion"]
+    assert best[0]["logp"] == pytest.approx(best[1]["logp"], abs=1e-4)
+    assert best[2]["logp"] > best[1]["logp"] + 1e-4
+    flags = ["--prompt", "ab", "--num-beams", 8, "--length-penalty", 5, "--max-new-tokens", 6, "--min-new-tokens", 2]
+    assert ask("--model", models / "model", *flags) == 0
+    assert capsys.readouterr().out.startswith("\nab\n")
+
+
+def test_each_wish_reaches_the_draw(models, capsys):
+    """Kills: a flag that is parsed and then not passed on."""
+    flags = ["--model", models / "model", "--prompt", "hello", "--num-samples", 4]
+    plain = answers(capsys, *flags)
+    for wish in (["--min-p", 0.9], ["--repetition-penalty", 9], ["--length-range", 2, 9], ["--top-p", 0.1]):
+        assert [line["completion"] for line in answers(capsys, *flags, *wish)] != [line["completion"] for line in plain]
+    assert len(answers(capsys, *flags, "--length-range", 2, 3)[0]["completion"].encode()) <= 9
+
+
+def test_ctrl_c_keeps_what_was_printed(models, monkeypatch, capsys):
+    """Kills: an answer that is lost, a line that is not ended, a traceback, another exit code."""
+    (whole,) = answers(capsys, "--model", models / "model", "--prompt", "hello")
+    pieces = []
+
+    def write(text):
+        pieces.append(text)
+        if len(pieces) == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "write", write)
+    with pytest.raises(SystemExit) as stopped:
+        ask("--model", models / "model", "--prompt", "hello")
+    monkeypatch.undo()
+    assert stopped.value.code == 130
+    shown = "".join(pieces)
+    assert shown.endswith("\n") and len(shown) > len("\nhello\n\n")
+    assert ("\nhello\n" + whole["completion"]).startswith(shown.removesuffix("\n"))
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
@@ -97,6 +156,22 @@ def test_the_answer_streams_to_a_terminal_piece_by_piece(models, monkeypatch, ca
         (["--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["--prompt", "x", "--temperature", "0", "--top-k", "5"], "--top-k has no effect with --temperature 0"),
         (["--prompt", "x", "--prompts", "y"], "--prompts has no effect with --prompt"),
+        (["--prompt", "x", "--min-p", "1"], "--min-p"),
+        (["--prompt", "x", "--repetition-penalty", "0"], "--repetition-penalty"),
+        (["--prompt", "x", "--num-beams", "0"], "--num-beams"),
+        (["--prompt", "x", "--num-beams", "2", "--temperature", "0.5"], "--temperature has no effect with --num-beams"),
+        (["--prompt", "x", "--num-beams", "2", "--seed", "1"], "--seed has no effect with --num-beams"),
+        (["--prompt", "x", "--length-penalty", "1"], "--length-penalty has no effect without --num-beams"),
+        (["--prompt", "x", "--num-beams", "1", "--length-penalty", "1"], "--length-penalty has no effect"),
+        (["--prompt", "x", "--min-new-tokens", "9", "--max-new-tokens", "8"], "--min-new-tokens 9 is above --max-new"),
+        (["--prompt", "x", "--min-new-tokens", "3", "--length-range", "2", "4"], "--min-new-tokens 3 is above the LO"),
+        (["--prompt", "x", "--length-range", "5", "4"], "--length-range: expected LO HI"),
+        (["--prompt", "x", "--length-range", "0", "4"], "--length-range: expected LO HI"),
+        (["--prompt", "x", "--length-range", "5"], "--length-range: expected 2 arguments"),
+        (["--prompt", "x", "--length-range", "2", "5", "--max-new-tokens", "5"], "--max-new-tokens has no effect"),
+        (["--prompt", "x", "--length-range", "2", "5", "--temperature", "0"], "--length-range has no effect"),
+        (["--prompt", "x", "--stop", ""], "--stop"),
+        (["--prompt", "x", "--stop", "\udcff"], "--stop"),
         (["--prompts", "nowhere.txt"], "--prompts nowhere.txt"),
         (["--prompt", "x", "--top", "5"], "--top: unknown argument"),
         (["--prompt", "x", "--reference", "nowhere"], "nowhere"),

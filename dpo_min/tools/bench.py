@@ -243,8 +243,8 @@ def decoding_table(options, result):
     device = run.choose_device(options.device, options.dtype)[0]
     return f"""{hardware(device)}, {options.threads} threads, PyTorch {torch.__version__}, {options.dtype}. Prompts of
 {PROMPT_TOKENS} tokens, {NEW_TOKENS} new ones each, top-k {TOP_K}; the time of the prompts is counted. A step reads
-{size / 1e6:.0f} MB of weights once, however many rows it has; reading alone ran at {most / 1e9:.0f} GB/s, which would be
-{most / size:.0f} steps a second.
+{size / 1e6:.0f} MB of weights once, however many rows it has; reading alone ran at {most / 1e9:.0f} GB/s, which
+would be {most / size:.0f} steps a second.
 
 """ + "\n".join(lines)
 
