@@ -117,7 +117,7 @@ def sample(config, prompts):
                     raise ValueError(f"--prompt: {size} tokens leave no room in the {limit} positions of {named[name]}")
     except ValueError as error:
         options.stop(error)
-    fast = {name: DecodingGPT(model, dtype, config.num_beams or config.num_samples) for name, model in models.items()}
+    fast = {name: DecodingGPT(model, dtype) for name, model in models.items()}
     live = sys.stdout.isatty() and config.num_samples == 1 and not config.jsonl and not config.num_beams
     for prompt in prompts:
         if not config.jsonl:

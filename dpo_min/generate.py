@@ -46,6 +46,7 @@ class Completion:
         return math.fsum(self.sampling_logps)
 
 
+@torch.no_grad()
 def prefill(model, prompts, max_new_tokens):
     """Run a batch of prompts, of any lengths, and remember them.
 
@@ -81,6 +82,7 @@ def prefill(model, prompts, max_new_tokens):
     return model.logits(last), lengths, cache
 
 
+@torch.no_grad()
 def decode_step(model, tokens, positions, cache):
     """Logits (B, V) of the tokens that follow `tokens` (B,), which stand at `positions` (B,) and join the cache.
 

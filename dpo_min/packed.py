@@ -9,9 +9,9 @@ from dpo_min.gpt import GPT
 class PackedLinear(nn.Module):
     """x Wᵀ + b, with W in the blocks that oneDNN multiplies a few rows by in half of the time."""
 
-    def __init__(self, weight, bias, rows):
+    def __init__(self, weight, bias):
         super().__init__()
-        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight, rows), bias
+        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight, 8), bias  # for about so many rows
 
     def forward(self, x):
         """X (..., C) → (..., D)."""
@@ -25,18 +25,19 @@ class DecodingGPT(GPT):
     `torch.compile` gives linear layers on CPUs; elsewhere, or in other dtypes, layers stay as they are.
     """
 
-    def __init__(self, model, dtype, rows=1):
-        """Rows: how many prompts are decoded together, which the layout is chosen for; any number works."""
+    def __init__(self, model, dtype):
         with torch.device("meta"):
             super().__init__(model.config)
-        self.load_state_dict({name: p.detach().to(dtype) for name, p in model.state_dict().items()}, assign=True)
+        self.load_state_dict(
+            {name: p.detach().to(dtype, copy=True) for name, p in model.state_dict().items()}, assign=True
+        )
         self.requires_grad_(False)
         self.head = None
         if packable(self.wte.weight):
-            self.head = PackedLinear(self.wte.weight, None, rows)
+            self.head = PackedLinear(self.wte.weight, None)
             for layer in (layer for block in self.h for layer in (block.attn, block.mlp)):
                 for name, linear in list(layer.named_children()):
-                    setattr(layer, name, PackedLinear(linear.weight, linear.bias, rows))
+                    setattr(layer, name, PackedLinear(linear.weight, linear.bias))
 
     def logits(self, hidden):
         """As `GPT.logits`."""

@@ -146,7 +146,7 @@ def keep_min_p(logits, p):
 def largest(x, least, count):
     """Where the `count` largest of each row are, the last of which is `least`, ties to the lower id: (B, V) boolean."""
     above, tied = x > least, x == least
-    return above | (tied & (tied.cumsum(dim=-1) <= count - above.sum(dim=-1, keepdim=True)))
+    return above | (tied & (tied.cumsum(dim=-1, dtype=torch.int32) <= count - above.sum(dim=-1, keepdim=True)))
 
 
 def draw(probs, uniforms):

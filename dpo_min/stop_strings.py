@@ -29,6 +29,8 @@ class StopStrings:
     def settled(self, ids):
         """The bytes that stay text whatever comes next: without an end that may become a stop string."""
         data = self.before(ids)
+        if self(ids):
+            return data
         sizes = [n for string in self.strings for n in range(1, len(string)) if data.endswith(string[:n])]
         return data[: len(data) - max(sizes, default=0)]
 

@@ -196,7 +196,7 @@ def test_neither_the_order_nor_the_company_of_prompts_changes_anything(tiny_gpt,
 
 
 def test_lengths_are_drawn_uniformly_and_the_least_length_holds(tiny_gpt):
-    """Kills: HI or LO never drawn; end-of-text before the least length."""
+    """Kills: HI or LO never drawn; end-of-text before the least length; a first token that depends on the limit."""
     n, settings = 400, {"length_range": (2, 5), "min_new_tokens": 2}
     drawn = ids_of(tiny_gpt, [[0, 1]] * n, END, 5, torch.Generator().manual_seed(0), **settings)
     assert all(2 <= len(ids) <= 5 and END not in ids[:2] for ids in drawn)
@@ -204,6 +204,10 @@ def test_lengths_are_drawn_uniformly_and_the_least_length_holds(tiny_gpt):
     drawn = ids_of(tiny_gpt, [[0, 1]] * n, never_ends, 5, torch.Generator().manual_seed(0), length_range=(2, 5))
     counts = Counter(map(len, drawn))
     assert set(counts) == {2, 3, 4, 5}
+    (token, often), *_ = Counter(ids[0] for ids in drawn).most_common()
+    for length, count in counts.items():
+        share = sum(ids[0] == token for ids in drawn if len(ids) == length) / count
+        assert share == pytest.approx(often / n, abs=0.2)  # four standard errors of a hundred draws
     assert sum((count - n / 4) ** 2 / (n / 4) for count in counts.values()) < 25  # 3 degrees of freedom: once in 60,000
 
 
@@ -238,8 +242,9 @@ stop_strings = st.lists(st.sampled_from(["b", "aa", "aab", "bb", "abab", "baa"])
 @given(texts(max_size=8), stop_strings)
 @example([0, 2, 0], ["aba"])
 @example([0, 0, 1], ["aab"])
+@example([1, 0, 0], ["aa", "bb"])
 def test_a_text_ends_before_its_first_stop_string_and_its_pieces_are_the_text(ids, strings):
-    """Kills: a stop string looked for inside one token only; a piece shown that belongs to a stop string."""
+    """Kills: a stop string looked for inside one token only; a piece shown twice, or that belongs to one."""
     stop, whole = StopStrings(strings, decode_bytes), decode_bytes(ids).decode()
     starts = [i for i in range(len(whole)) if any(whole.startswith(string, i) for string in strings)]
     expected = whole[: min(starts, default=len(whole))]
@@ -358,8 +363,14 @@ def test_decode_steps_after_a_prefill_are_the_full_forward(tiny_gpt, prompts, al
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_decoding_gpt_is_the_model(tiny_gpt, dtype, batch):
-    """Kills: a bias left out; a layer packed twice or in another's place; a head that is not the embedding's."""
-    fast = DecodingGPT(tiny_gpt, dtype, batch)
+    """Kills: a bias left out; a layer packed twice or in another's place; a head that is not the embedding's; a part
+    that follows what the model learns later; weights drawn from the global source only to be replaced.
+    """
+    model, state = copy.deepcopy(tiny_gpt), torch.get_rng_state()
+    fast = DecodingGPT(model, dtype)
+    assert torch.equal(torch.get_rng_state(), state)
+    for parameter in model.parameters():
+        parameter.zero_()
     assert fast.wte.weight.dtype == dtype and not any(p.requires_grad for p in fast.parameters())
     assert (fast.head is not None) == packable(fast.wte.weight)
     assert not packable(tiny_gpt.wte.weight)

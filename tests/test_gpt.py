@@ -217,6 +217,24 @@ def test_decoding_with_a_cache_is_the_full_forward(tiny_gpt, rows, chunk, pad):
         assert_same(decoded[i], full[len(prompt) :])
 
 
+@given(
+    st.lists(texts(min_size=4, max_size=4), min_size=1, max_size=3),
+    st.lists(st.integers(0, 2), min_size=1, max_size=5),
+    ids,
+)
+def test_selected_rows_go_on_from_what_their_parents_saw(tiny_gpt, rows, parents, token):
+    """Kills: keys selected and values not; rows written to where their parents were; slots not in use looked at."""
+    parents = [parent % len(rows) for parent in parents]
+    cache = KVCache(tiny_gpt.config, len(rows), 9, dtype=torch.float64)
+    tiny_gpt(torch.tensor(rows), cache=cache)
+    cache.keys[:, :, :, 4:], cache.values[:, :, :, 4:] = torch.nan, torch.nan
+    cache.select(torch.tensor(parents))
+    cache.slots = 5
+    ours = tiny_gpt(torch.full((len(parents), 1), token), torch.full((len(parents), 1), 4), cache=cache)
+    theirs = tiny_gpt(torch.tensor([[*rows[parent], token] for parent in parents]))
+    assert_same(ours[:, 0], theirs[:, 4])
+
+
 # ---- initial weights ----
 
 

@@ -193,7 +193,7 @@ def bandwidth(device, size=2**28):
     x = torch.ones(size, dtype=torch.bfloat16, device=device)
     passes = [x.view(torch.int32).sum]
     if device == "cpu":
-        packed = PackedLinear(x.view(-1, 1024), None, 1)
+        packed = PackedLinear(x.view(-1, 1024), None)
         passes.append(lambda row=x[None, :1024]: packed(row)[0, 0])
     best = math.inf
     for _ in range(8):
@@ -215,7 +215,7 @@ def measure_decoding(options):
         prompts = torch.randint(config.vocab_size - 1, (batch, PROMPT_TOKENS)).tolist()
         for way in DECODERS:
             decoder = {"cast": lambda: model, "held": lambda: copy.deepcopy(model).to(dtype)}.get(way)
-            decoder = decoder() if decoder else DecodingGPT(model, dtype, batch)
+            decoder = decoder() if decoder else DecodingGPT(model, dtype)
             seconds = []
             for _ in range(1 + DECODING_RUNS):
                 start = time.perf_counter()
