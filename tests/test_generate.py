@@ -243,20 +243,22 @@ stop_strings = st.lists(st.sampled_from(["b", "aa", "aab", "bb", "abab", "baa"])
 @example([0, 2, 0], ["aba"])
 @example([0, 0, 1], ["aab"])
 @example([1, 0, 0], ["aa", "bb"])
+@example([1, 1], ["b", "abab"])
 def test_a_text_ends_before_its_first_stop_string_and_its_pieces_are_the_text(ids, strings):
     """Kills: a stop string looked for inside one token only; a piece shown twice, or that belongs to one."""
-    stop, whole = StopStrings(strings, decode_bytes), decode_bytes(ids).decode()
-    starts = [i for i in range(len(whole)) if any(whole.startswith(string, i) for string in strings)]
-    expected = whole[: min(starts, default=len(whole))]
-    assert stop.text(ids) == expected
-    assert stop(ids) == bool(starts)
+    stop = StopStrings(strings, decode_bytes)
+    completion = ids[: next((t for t in range(1, len(ids)) if stop(ids[:t])), len(ids))]
+    for some in (ids, completion):
+        whole = decode_bytes(some).decode()
+        starts = [i for i in range(len(whole)) if any(whole.startswith(string, i) for string in strings)]
+        expected = whole[: min(starts, default=len(whole))]
+        assert stop.text(some) == expected
+        assert stop(some) == bool(starts)
     piece, shown = stop.pieces(), ""
-    for t in range(len(ids)):
-        shown += piece(ids[: t + 1])
+    for t in range(len(completion)):
+        shown += piece(completion[: t + 1])
         assert expected.startswith(shown)
-        if stop(ids[: t + 1]):
-            break
-    assert shown + piece(ids, final=True) == expected
+    assert shown + piece(completion, final=True) == expected
 
 
 def test_a_piece_holds_back_half_a_character():
