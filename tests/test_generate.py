@@ -155,6 +155,7 @@ wishes = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=40)
 @given(batches, st.integers(3, 14), st.integers(0, 99), wishes)
 @example([[], [0] * 11, [3, 2]], 14, 0, {"temperature": 0.0, "repetition_penalty": 1.5, "min_new_tokens": 3})
 def test_each_token_carries_its_log_probability_under_the_model_and_under_its_draw(tiny_gpt, prompts, n, seed, wish):
@@ -177,6 +178,7 @@ def test_each_token_carries_its_log_probability_under_the_model_and_under_its_dr
         assert completion.ended == (completion.ids[-1] == END)
 
 
+@settings(max_examples=40)
 @given(batches, st.integers(0, 99), wishes, st.randoms())
 @example([[0], [], [0], [1, 2, 3], [0]], 0, {}, Random(1))
 def test_neither_the_order_nor_the_company_of_prompts_changes_anything(tiny_gpt, prompts, seed, wish, random):
@@ -360,6 +362,26 @@ def test_decode_steps_after_a_prefill_are_the_full_forward(tiny_gpt, prompts, al
         logits = decode_step(tiny_gpt, tokens, positions + step, cache)
         for row, token in zip(rows, tokens.tolist(), strict=True):
             row.append(token)
+
+
+def test_with_all_slots_in_use_every_step_is_one_and_the_same_graph(tiny_gpt):
+    """Kills: a shape or a branch that depends on a value, which breaks a CUDA graph or compiles every step again."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    logits, positions, cache = prefill(tiny_gpt, [[0, 1], [2]], 6)
+    cache.slots = cache.keys.shape[3]
+    compiled = torch.compile(decode_step, fullgraph=True, backend=backend)
+    rows = [[0, 1], [2]]
+    for step in range(4):
+        tokens = logits.argmax(-1)
+        logits = compiled(tiny_gpt, tokens, positions + step, cache)
+        rows = [[*row, token] for row, token in zip(rows, tokens.tolist(), strict=True)]
+    assert len(graphs) == 1
+    torch.testing.assert_close(logits, torch.cat([plain_logits(tiny_gpt, row) for row in rows]), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
