@@ -69,7 +69,7 @@ def prefill(model, prompts, max_new_tokens):
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else model.wte.weight.dtype
     if device.type == "cpu":
-        dtype = torch.promote_types(dtype, torch.float32)  # a CPU attends to half-precision keys seven times slower
+        dtype = torch.promote_types(dtype, torch.float32)  # a CPU attends to half-precision keys several times slower
     length = min(longest + max_new_tokens, block_size)
     cache = KVCache(model.config, len(prompts), length, device, dtype)
     if device.type == "cpu":
