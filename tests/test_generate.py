@@ -313,6 +313,7 @@ def test_as_many_beams_as_completions_rank_them_all(tiny_gpt, length_penalty):
         assert [hypothesis.logp for hypothesis in beam] == pytest.approx([exact[y] for y in ranked], abs=1e-10)
 
 
+@settings(max_examples=50)
 @given(batches, st.integers(1, 9), st.integers(1, 6), st.integers(0, 1), stop_strings)
 def test_beams_are_different_completions_in_order_with_their_log_probabilities(
     tiny_gpt, prompts, n, width, least, strings
@@ -320,6 +321,8 @@ def test_beams_are_different_completions_in_order_with_their_log_probabilities(
     """Kills: a hypothesis with another's cache or history; beams that survive a stop string; a limit missed by one."""
     stop = StopStrings(strings, decode_bytes)
     for prompt, beam in zip(prompts, beam_search(tiny_gpt, prompts, END, n, width, 0.0, least, stop), strict=True):
+        (alone,) = beam_search(tiny_gpt, [prompt], END, n, width, 0.0, least, stop)
+        assert [h.ids for h in beam] == [h.ids for h in alone]  # whatever other prompts there are, in whatever order
         assert 1 <= len(beam) <= width
         assert len({tuple(hypothesis.ids) for hypothesis in beam}) == len(beam)
         assert [h.logp for h in beam] == sorted((h.logp for h in beam), reverse=True)
