@@ -46,6 +46,7 @@ class Completion:
         return math.fsum(self.sampling_logps)
 
 
+@torch.no_grad()
 def prefill(model, prompts, max_new_tokens):
     """Run a batch of prompts, of any lengths, and remember them.
 
@@ -68,7 +69,7 @@ def prefill(model, prompts, max_new_tokens):
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else model.wte.weight.dtype
     if device.type == "cpu":
-        dtype = torch.promote_types(dtype, torch.float32)  # a CPU attends to half-precision keys seven times slower
+        dtype = torch.promote_types(dtype, torch.float32)  # a CPU attends to half-precision keys several times slower
     length = min(longest + max_new_tokens, block_size)
     cache = KVCache(model.config, len(prompts), length, device, dtype)
     if device.type == "cpu":
@@ -81,6 +82,7 @@ def prefill(model, prompts, max_new_tokens):
     return model.logits(last), lengths, cache
 
 
+@torch.no_grad()
 def decode_step(model, tokens, positions, cache):
     """Logits (B, V) of the tokens that follow `tokens` (B,), which stand at `positions` (B,) and join the cache.
 

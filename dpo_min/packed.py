@@ -28,7 +28,9 @@ class DecodingGPT(GPT):
     def __init__(self, model, dtype):
         with torch.device("meta"):
             super().__init__(model.config)
-        self.load_state_dict({name: p.detach().to(dtype) for name, p in model.state_dict().items()}, assign=True)
+        self.load_state_dict(
+            {name: p.detach().to(dtype, copy=True) for name, p in model.state_dict().items()}, assign=True
+        )
         self.requires_grad_(False)
         self.head = None
         if packable(self.wte.weight):

@@ -155,6 +155,7 @@ wishes = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=40)
 @given(batches, st.integers(3, 14), st.integers(0, 99), wishes)
 @example([[], [0] * 11, [3, 2]], 14, 0, {"temperature": 0.0, "repetition_penalty": 1.5, "min_new_tokens": 3})
 def test_each_token_carries_its_log_probability_under_the_model_and_under_its_draw(tiny_gpt, prompts, n, seed, wish):
@@ -177,6 +178,7 @@ def test_each_token_carries_its_log_probability_under_the_model_and_under_its_dr
         assert completion.ended == (completion.ids[-1] == END)
 
 
+@settings(max_examples=40)
 @given(batches, st.integers(0, 99), wishes, st.randoms())
 @example([[0], [], [0], [1, 2, 3], [0]], 0, {}, Random(1))
 def test_neither_the_order_nor_the_company_of_prompts_changes_anything(tiny_gpt, prompts, seed, wish, random):
@@ -196,7 +198,7 @@ def test_neither_the_order_nor_the_company_of_prompts_changes_anything(tiny_gpt,
 
 
 def test_lengths_are_drawn_uniformly_and_the_least_length_holds(tiny_gpt):
-    """Kills: HI or LO never drawn; end-of-text before the least length."""
+    """Kills: HI or LO never drawn; end-of-text before the least length; a first token that depends on the limit."""
     n, settings = 400, {"length_range": (2, 5), "min_new_tokens": 2}
     drawn = ids_of(tiny_gpt, [[0, 1]] * n, END, 5, torch.Generator().manual_seed(0), **settings)
     assert all(2 <= len(ids) <= 5 and END not in ids[:2] for ids in drawn)
@@ -204,6 +206,10 @@ def test_lengths_are_drawn_uniformly_and_the_least_length_holds(tiny_gpt):
     drawn = ids_of(tiny_gpt, [[0, 1]] * n, never_ends, 5, torch.Generator().manual_seed(0), length_range=(2, 5))
     counts = Counter(map(len, drawn))
     assert set(counts) == {2, 3, 4, 5}
+    (token, often), *_ = Counter(ids[0] for ids in drawn).most_common()
+    for length, count in counts.items():
+        share = sum(ids[0] == token for ids in drawn if len(ids) == length) / count
+        assert share == pytest.approx(often / n, abs=0.2)  # four standard errors of a hundred draws
     assert sum((count - n / 4) ** 2 / (n / 4) for count in counts.values()) < 25  # 3 degrees of freedom: once in 60,000
 
 
@@ -239,20 +245,22 @@ stop_strings = st.lists(st.sampled_from(["b", "aa", "aab", "bb", "abab", "baa"])
 @example([0, 2, 0], ["aba"])
 @example([0, 0, 1], ["aab"])
 @example([1, 0, 0], ["aa", "bb"])
+@example([1, 1], ["b", "abab"])
 def test_a_text_ends_before_its_first_stop_string_and_its_pieces_are_the_text(ids, strings):
     """Kills: a stop string looked for inside one token only; a piece shown twice, or that belongs to one."""
-    stop, whole = StopStrings(strings, decode_bytes), decode_bytes(ids).decode()
-    starts = [i for i in range(len(whole)) if any(whole.startswith(string, i) for string in strings)]
-    expected = whole[: min(starts, default=len(whole))]
-    assert stop.text(ids) == expected
-    assert stop(ids) == bool(starts)
+    stop = StopStrings(strings, decode_bytes)
+    completion = ids[: next((t for t in range(1, len(ids)) if stop(ids[:t])), len(ids))]
+    for some in (ids, completion):
+        whole = decode_bytes(some).decode()
+        starts = [i for i in range(len(whole)) if any(whole.startswith(string, i) for string in strings)]
+        expected = whole[: min(starts, default=len(whole))]
+        assert stop.text(some) == expected
+        assert stop(some) == bool(starts)
     piece, shown = stop.pieces(), ""
-    for t in range(len(ids)):
-        shown += piece(ids[: t + 1])
+    for t in range(len(completion)):
+        shown += piece(completion[: t + 1])
         assert expected.startswith(shown)
-        if stop(ids[: t + 1]):
-            break
-    assert shown + piece(ids, final=True) == expected
+    assert shown + piece(completion, final=True) == expected
 
 
 def test_a_piece_holds_back_half_a_character():
@@ -305,6 +313,7 @@ def test_as_many_beams_as_completions_rank_them_all(tiny_gpt, length_penalty):
         assert [hypothesis.logp for hypothesis in beam] == pytest.approx([exact[y] for y in ranked], abs=1e-10)
 
 
+@settings(max_examples=50)
 @given(batches, st.integers(1, 9), st.integers(1, 6), st.integers(0, 1), stop_strings)
 def test_beams_are_different_completions_in_order_with_their_log_probabilities(
     tiny_gpt, prompts, n, width, least, strings
@@ -312,6 +321,8 @@ def test_beams_are_different_completions_in_order_with_their_log_probabilities(
     """Kills: a hypothesis with another's cache or history; beams that survive a stop string; a limit missed by one."""
     stop = StopStrings(strings, decode_bytes)
     for prompt, beam in zip(prompts, beam_search(tiny_gpt, prompts, END, n, width, 0.0, least, stop), strict=True):
+        (alone,) = beam_search(tiny_gpt, [prompt], END, n, width, 0.0, least, stop)
+        assert [h.ids for h in beam] == [h.ids for h in alone]  # whatever other prompts there are, in whatever order
         assert 1 <= len(beam) <= width
         assert len({tuple(hypothesis.ids) for hypothesis in beam}) == len(beam)
         assert [h.logp for h in beam] == sorted((h.logp for h in beam), reverse=True)
@@ -356,11 +367,37 @@ def test_decode_steps_after_a_prefill_are_the_full_forward(tiny_gpt, prompts, al
             row.append(token)
 
 
+def test_with_all_slots_in_use_every_step_is_one_and_the_same_graph(tiny_gpt):
+    """Kills: a shape or a branch that depends on a value, which breaks a CUDA graph or compiles every step again."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    logits, positions, cache = prefill(tiny_gpt, [[0, 1], [2]], 6)
+    cache.slots = cache.keys.shape[3]
+    compiled = torch.compile(decode_step, fullgraph=True, backend=backend)
+    rows = [[0, 1], [2]]
+    for step in range(4):
+        tokens = logits.argmax(-1)
+        logits = compiled(tiny_gpt, tokens, positions + step, cache)
+        rows = [[*row, token] for row, token in zip(rows, tokens.tolist(), strict=True)]
+    assert len(graphs) == 1
+    torch.testing.assert_close(logits, torch.cat([plain_logits(tiny_gpt, row) for row in rows]), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_decoding_gpt_is_the_model(tiny_gpt, dtype, batch):
-    """Kills: a bias left out; a layer packed twice or in another's place; a head that is not the embedding's."""
-    fast = DecodingGPT(tiny_gpt, dtype)
+    """Kills: a bias left out; a layer packed twice or in another's place; a head that is not the embedding's; a part
+    that follows what the model learns later; weights drawn from the global source only to be replaced.
+    """
+    model, state = copy.deepcopy(tiny_gpt), torch.get_rng_state()
+    fast = DecodingGPT(model, dtype)
+    assert torch.equal(torch.get_rng_state(), state)
+    for parameter in model.parameters():
+        parameter.zero_()
     assert fast.wte.weight.dtype == dtype and not any(p.requires_grad for p in fast.parameters())
     assert (fast.head is not None) == packable(fast.wte.weight)
     assert not packable(tiny_gpt.wte.weight)
