@@ -8,6 +8,11 @@
 Read from top to bottom: models, step, loop; dpo_min/config.py has the flags.
 """
 
+import signal
+
+if __name__ == "__main__":  # until the flags are read: no traceback out of a half-loaded module
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import functools
 import importlib
 import math

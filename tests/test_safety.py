@@ -11,6 +11,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint  # here, so that no forked process has to
@@ -28,6 +29,7 @@ from dpo_min.config import Config
 from dpo_min.data import TokenizedPair, read_rows
 from dpo_min.files import Lock, read_json, write_atomically
 from dpo_min.gpt import GPT, GPTConfig
+from dpo_min.reference import ReferenceLogps
 from dpo_min.tokenizer import load_tokenizer
 from dpo_min.watch import Watch, sampled_kl
 from dpo_min.weights import load_model
@@ -385,3 +387,15 @@ def test_the_sampled_kl_is_zero_at_the_reference_and_above_it_elsewhere(tiny_gpt
     other = GPT(tiny_gpt.config, torch.Generator().manual_seed(5)).double()
     found = sampled_kl(other, tiny_gpt, PAIRS, 4, seed=0)
     assert found > 0 and found == sampled_kl(other, tiny_gpt, PAIRS, 4, seed=0)
+
+
+@pytest.mark.parametrize("save", [np.savez_compressed, np.savez], ids=["expands", "shape"])
+def test_a_file_of_reference_scores_cannot_take_the_memory(tmp_path, save, capsys):
+    """Kills: entries that expand a thousand times; a header that asks for more than there is."""
+    path = ReferenceLogps(tmp_path, {}).path
+    with open(path, "wb") as file:
+        save(file, digests=np.zeros((10**5, 16), np.uint8), logps=np.zeros((10**5, 2)))
+    if save is np.savez:
+        path.write_bytes(path.read_bytes().replace(b"(100000, 16)", b"(99999999,9)"))
+    assert len(ReferenceLogps(tmp_path, {}).digests) == 0
+    assert "is damaged" in capsys.readouterr().out
