@@ -8,6 +8,11 @@
 Read from top to bottom: models, step, loop; dpo_min/config.py has the flags.
 """
 
+import signal
+
+if __name__ == "__main__":  # until the flags are read: no traceback out of a half-loaded module
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import functools
 import importlib
 import math
@@ -162,7 +167,7 @@ class Stage:
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         size = torch.nn.utils.get_total_norm(self.policy.parameters())
         numbers = [*map(distributed.whole, (norm, size)), *(loss for loss, _ in losses)]
-        norm, size, *rest = torch.stack([x.float() for x in numbers]).tolist()  # here a step waits for the device
+        norm, size, *rest = torch.stack([x.to(norm.dtype) for x in numbers]).tolist()  # here it waits for the device
         if distributed.any_of(not all(map(math.isfinite, (norm, size, *rest)))):
             run.check_losses(losses)
             # Above scale 1 an infinite gradient is float16's overflow: the scaler skips the step and halves itself.
@@ -192,12 +197,8 @@ class Stage:
         steps, epoch_steps = count_steps(config, pairs)
         state = load_checkpoint(self.directory, parts) if config.resume else None
         state = state or {"step": 0, "best": math.inf, "totals": {}, "closing": [], "overflows": 0}
-        first, best, totals, self.overflows = (
-            state["step"],
-            state["best"],
-            run.Totals(state["totals"]),
-            state["overflows"],
-        )
+        first, best, totals = state["step"], state["best"], run.Totals(state["totals"])
+        self.overflows = state["overflows"]
         if first > steps:
             raise ValueError(f"--resume: the run has taken {first} steps, more than the {steps} it is now to have")
         log = run.Log(self.directory, label, steps, epoch_steps, first, state["closing"], Watch(config).look)

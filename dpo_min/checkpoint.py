@@ -158,8 +158,9 @@ def read_checkpoint(path, parts):
     optimizer, tensors, places = parts["optimizer"], {}, {}
     try:
         state = read_json(path / "state.json")
-        plain = [state["step"], state["best"], *state["totals"].values()]
-        if not all(type(value) in (int, float) for value in plain) or path.name != f"step-{state['step']:08d}":
+        plain = [state["step"], state["best"], state["overflows"], *state["totals"].values()]
+        numbers = all(type(value) in (int, float) for value in plain)
+        if not numbers or number(path) != state["step"] or not {"train", "eval"}.issuperset(state["closing"]):
             raise ValueError("state.json")
         reader, planner = reader_of_data(path)
         contents = reader.read_metadata().state_dict_metadata

@@ -246,7 +246,9 @@ def check_memory(config, vocab_size, positions):
     """ValueError where the GPT to be fitted, its gradient and AdamW's two moments are larger than the memory."""
     width = config.n_embd
     parameters = (vocab_size + positions + 2) * width + config.n_layer * (12 * width + 13) * width
-    needed = 4 * parameters * (4 if config.device == "cpu" else 1)  # elsewhere the rest is the device's
+    accelerator = sys.platform != "linux" or any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))
+    here = config.device == "cpu" or not accelerator  # else the weights alone pass through this memory
+    needed = 4 * parameters * (4 if here else 1)
     if hasattr(os, "sysconf") and needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
         raise ValueError(
             f"--n-layer {config.n_layer} --n-embd {width}: a GPT of {parameters:.2g} parameters takes "
@@ -407,7 +409,7 @@ def interrupt(number, frame):
 def quit_at_once(number, frame):
     """Leave as if killed, which a run survives, but with a line: modules and C++ take no exception everywhere."""
     if first_process():
-        os.write(2, f"\n{Path(sys.argv[0]).name}: stopped at once; if the run had begun, --resume goes on\n".encode())
+        os.write(2, f"{Path(sys.argv[0]).name}: stopped at once; if the run had begun, --resume goes on\n".encode())
     os._exit(130)
 
 

