@@ -38,3 +38,10 @@ def tiny_gpt():
         for parameter in model.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     return model.eval().requires_grad_(False)
+
+
+def pytest_collection_finish(session):
+    """The mutants of test_mutants.py take a minute of one core: beside other tests that is for nothing."""
+    modules = {item.path.name: item.module for item in session.items}
+    if len(modules) > 1 and "test_mutants.py" in modules and not session.config.option.collectonly:
+        modules["test_mutants.py"].start_early(session.config)

@@ -53,7 +53,7 @@ def plain_greedy(model, prompt, max_new_tokens):
 
 @given(batches, st.integers(0, 14))
 @example([[], [0], [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2]], 14)
-@example([[0] * 6, [0] * 8], 1)
+@example([[0, 3, 2, 4], [0] * 11], 1)
 def test_greedy_decoding_is_the_argmax_of_full_forwards_for_every_prompt_of_the_batch(tiny_gpt, prompts, length):
     """Kills: a cache whose slots are off by one; the logits of a shorter prompt taken from its padding."""
     ours = ids_of(tiny_gpt, prompts, END, length, temperature=0)

@@ -4,8 +4,10 @@
 """
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -423,21 +425,39 @@ MUTANTS = {
 }
 
 
-def run(changes):
-    """[exit code, output] of each [file, old, new, tests]; null for a change that cannot be made."""
-    script = Path(__file__).with_name("mutants.py")
-    command = [sys.executable, script, "--json"]
-    ended = subprocess.run(command, input=json.dumps(changes), capture_output=True, text=True, encoding="utf-8")
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
+CHANGES = {name: (stem, old, new, [test]) for name, (stem, old, new, test) in MUTANTS.items()}
+CHANGES[""] = ("losses", "TAU = 0.05", "TAU = 0.05", sorted({test for *_, test in MUTANTS.values()}))
+started = []  # the process that tries CHANGES, if conftest.py has begun with it before the first test
+
+
+def start(changes, workers):
+    """The process that tries [file, old, new, tests] of each change."""
+    command = [sys.executable, Path(__file__).with_name("mutants.py"), "--json", "--workers", str(workers)]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        json.dump(list(changes), file)
+        file.seek(0)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+        return subprocess.Popen(command, stdin=file, **pipes)
+
+
+def start_early(config):
+    """Begin with the mutants while other tests run, on the cores that these leave free."""
+    started.append(start(CHANGES.values(), max(1, os.cpu_count() - 1)))
+    config.add_cleanup(started[0].kill)
+
+
+def results_of(process):
+    """[exit code, output] of each change; null for a change that cannot be made."""
+    shown, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return json.loads(shown)
 
 
 @pytest.fixture(scope="module")
 def results():
     """Name → [exit code, output], and under "" that of all the tests together on a file that is as it was."""
-    changes = {name: (stem, old, new, [test]) for name, (stem, old, new, test) in MUTANTS.items()}
-    changes[""] = ("losses", "TAU = 0.05", "TAU = 0.05", sorted({test for *_, test in MUTANTS.values()}))
-    return dict(zip(changes, run(list(changes.values())), strict=True))
+    process = started[0] if started else start(CHANGES.values(), os.cpu_count())
+    return dict(zip(CHANGES, results_of(process), strict=True))
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -463,7 +483,7 @@ def test_only_the_failure_of_the_named_test_on_the_changed_file_is_a_catch():
         ("losses", "TAU = 0.05", "TAU = unknown", [FORMULA]),  # the import fails
         ("train", "    finished = True\n    if", "    finished = unknown\n    if", [MOVES]),  # a fixture fails
     ]
-    (absent, reason), *others = run(changes)
+    (absent, reason), *others = results_of(start(changes, os.cpu_count()))
     assert absent is None
     assert reason == "losses.py: the text to replace must stand there once, found 0 times: TAU = 0.06"
     assert [code for code, _ in others] == [None, None, 4, 4, 2]  # 4: nothing was run; 2: nothing was called
