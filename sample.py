@@ -30,17 +30,13 @@ class Config:
     temperature: float = flag(1.0, "below 1 bolder, above 1 more varied, 0 always the likeliest token", NOT_NEGATIVE)
     top_k: int | None = flag(None, "draw among the k likeliest tokens", COUNT)
     top_p: float = flag(1.0, "draw among the likeliest tokens that together reach this probability", PROBABILITY)
-    min_p: float = flag(
-        0.0, "draw among tokens at least so likely, as a share of the likeliest's probability", FRACTION
-    )
+    min_p: float = flag(0.0, "draw among the tokens at least this share as likely as the likeliest", FRACTION)
     repetition_penalty: float = flag(1.0, "above 1 tokens that were there before become less likely", POSITIVE)
     num_beams: int | None = flag(None, "draw nothing: search the likeliest answer, keeping so many at a time", SIZE)
     length_penalty: float = flag(0.0, "beams rank by log-probability / length^X; above 0 favours longer", EXPONENT)
     min_new_tokens: int = flag(0, "the shortest answer, unless --stop ends it", NATURAL)
     max_new_tokens: int = flag(200, "the longest answer; all end where the model's positions do", COUNT)
-    length_range: list[int] | None = flag(
-        None, "draw the limit of each answer between these, uniformly", None, ("LO", "HI")
-    )
+    length_range: list[int] | None = flag(None, "draw each answer's limit uniformly", None, ("LO", "HI"))
     stop: list[str] = flag([], "end an answer before any of these texts", None, "TEXT")
     seed: int = flag(0, "another seed, other answers", SEED)
     device: str = flag("auto", "where to compute", ["auto", "cpu", "cuda", "mps"])

@@ -193,7 +193,7 @@ def beam_search(
             logits = forbid(logits, end_of_text)
         k = min(num_beams, logits.shape[-1])
         best = logits.masked_fill(~largest(logits, logits.topk(k).values[:, -1:], k), -math.inf).topk(k)
-        choices = [x.tolist() for x in (best.values, best.indices, logps.gather(-1, best.indices))]
+        choices = [x.tolist() for x in (best.indices, best.values, logps.gather(-1, best.indices))]
         rows = []  # of this step that the next one's go on from
         for limit, beam in zip(limits, beams, strict=True):
             found = [extended for pair in beam for extended in extensions(*pair, choices, end_of_text, stop)]
@@ -214,11 +214,11 @@ def beam_search(
 
 
 def extensions(hypothesis, row, choices, end_of_text, stop):
-    """A hypothesis with each of its row's choices (scores, ids, logps, each rows × k) added; itself if it is done."""
+    """A hypothesis with each of its row's choices (ids, scores, logps, each rows × k) added; itself if it is done."""
     if row is None:
         return [(hypothesis, None)]
     found = []
-    for score, token, logp in sorted(zip(*(x[row] for x in choices), strict=True), key=lambda x: (-x[0], x[1])):
+    for token, score, logp in sorted(zip(*(x[row] for x in choices), strict=True)):
         if score > -math.inf:
             longer = Completion([*hypothesis.ids], [*hypothesis.logps], [*hypothesis.sampling_logps])
             longer.append(token, logp, 0.0, end_of_text, stop)

@@ -338,6 +338,14 @@ def test_beams_are_different_completions_in_order_with_their_log_probabilities(
             assert len(h.ids) <= limit
 
 
+def test_equally_likely_hypotheses_come_in_the_order_of_their_ids(tiny_gpt):
+    """Kills: ties in whatever order a kernel finds them."""
+    model = copy.deepcopy(tiny_gpt)
+    model.wte.weight.zero_()
+    (beam,) = beam_search(model, [[0]], END, 2, 3, min_new_tokens=2)
+    assert [h.ids for h in beam] == [[0, 0], [0, 1], [0, 2]]
+
+
 def test_no_beam_and_no_room_are_named(tiny_gpt):
     with pytest.raises(ValueError, match="num_beams"):
         beam_search(tiny_gpt, [[0]], END, 3, 0)
