@@ -280,6 +280,9 @@ def test_an_altered_checkpoint_is_passed_over_for_the_one_before_it(two):
     parts = torture.make_parts()
     assert load_checkpoint(two[0], parts, pytest.fail)["step"] == 6
     assert all((tensor == 6).all() for tensor in parts["policy"].parameters())
+    (newest / "state.json").write_bytes(b"")
+    save_checkpoint(two[0], parts, {"step": 6, "best": 0.1, "totals": {}, "closing": [], "overflows": 0})
+    assert load_checkpoint(two[0], torture.make_parts(), pytest.fail)["best"] == 0.1  # in the damaged one's place
 
 
 def test_a_table_of_contents_cannot_leave_its_directory(two):

@@ -495,7 +495,8 @@ def main():
         for part in (broken_part, run_part):
             part(config, Path(name), say, note)
     minutes = (time.perf_counter() - begun) / 60
-    config.out.write_text(PAGE.format(table="\n".join(table), minutes=minutes, seed=config.seed), encoding="utf-8")
+    command = " ".join(["python", "tests/torture.py", *sys.argv[1:]])
+    config.out.write_text(PAGE.format(table="\n".join(table), minutes=minutes, command=command), encoding="utf-8")
     print(f"written: {config.out}")
 
 
@@ -537,8 +538,8 @@ def run_part(config, directory, say, note):
         if name == "kills":
             doing, runs = found
             when = ", ".join(f"{count} {what}" for what, count in doing.most_common())
-            note(f"SIGKILLs of {runs} runs, each resumed until it was done", f"{sum(doing.values())} ({when})")
-            note("runs whose weights and metrics differ in any bit from the run that was let alone", 0)
+            figure = f"{sum(doing.values())} ({when}); all {runs} ended in the weights and metrics of the one let alone"
+            note(f"SIGKILLs of {runs} runs, each resumed until it was done", f"{figure}, bit for bit")
         elif name == "disks":
             met = f"{found} of {number} runs met the end of it, said so, and went on to the same weights"
             note("disks of 3 MiB that fill up", "not tried: no tmpfs may be mounted here" if found is None else met)
@@ -554,10 +555,10 @@ def run_part(config, directory, say, note):
 
 PAGE = """# What a run survives
 
-Measured by `make torture` in {minutes:.0f} minutes (seed {seed}), on the CPU, with runs of two stages: a first fit,
-the reference's scores, and preference training with a checkpoint every three steps. Nothing here is simulated: the
-processes are killed, the disk is a tmpfs that is full, the files are broken. `python tests/torture.py --seed 1` breaks
-other files at other places and kills at other instants.
+Measured in {minutes:.0f} minutes by `{command}`, on the CPU, with runs of two stages: a
+first fit, the reference's scores, and preference training with a checkpoint every three steps. Nothing here is
+simulated: the processes are killed, the disk is a tmpfs that is full, the files are broken. `make torture` does it in
+full, and with `TORTURE="--seed 1"` breaks other files at other places and kills at other instants.
 
 | done to it | what came of it |
 |---|---|
