@@ -21,6 +21,8 @@ READING_ORDER = (
     "reference",
     "generate",
     "evaluate",
+    "rlhf",
+    "ppo",
     "options",
     "optimizer",
     "run",
