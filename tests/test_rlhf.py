@@ -34,6 +34,7 @@ from dpo_min.rlhf import (
     roll_out,
     sampled_gradient,
     token_logps,
+    update,
 )
 
 PROMPT, END, LONGEST = [0, 2], 4, 2
@@ -216,6 +217,28 @@ def test_a_reward_model_learns_which_answers_are_preferred(tiny_gpt):
     assert reward_accuracy(model, pairs[40:]) > 0.9
     swapped = [TokenizedPair(p.prompt_ids, p.rejected_ids, p.chosen_ids) for p in pairs[40:]]
     assert reward_accuracy(model, swapped) == pytest.approx(1 - reward_accuracy(model, pairs[40:]))
+
+
+def test_the_first_step_has_the_full_rate_and_the_last_almost_none(tiny_gpt):
+    """AdamW's first step is the rate itself. Kills: a rate that rises, one that stays."""
+    model = ScalarGPT(copy.deepcopy(tiny_gpt).requires_grad_(True))
+    pairs = [TokenizedPair(PROMPT, [1, END], [2, END])]
+    fit_reward(model, pairs, 1, 1, 0.125)
+    assert_close(model.head.weight.abs(), torch.full_like(model.head.weight, 0.125), rtol=1e-4, atol=0)
+    fit_reward(model, pairs, 8, 1, 0.125)
+    assert model.head.weight.abs().max() < 0.125 * (1 + (8 + 1) / 2)
+
+
+@given(SEEDS, st.floats(0.01, 10))
+@example(0, 1e-6)
+def test_an_update_goes_downhill_by_the_gradient_shortened_to_its_limit(seed, limit):
+    """Kills: no limit, a gradient kept from the step before."""
+    x, slope = draws(seed, 5).requires_grad_(True), draws(seed + 1, 5)
+    start, optimizer = x.detach().clone(), torch.optim.SGD([x], lr=0.5)
+    step = slope * min(1.0, limit / slope.norm().item())
+    for k in (1, 2):
+        update(optimizer, (slope * x).sum(), limit)
+        assert_close(x.detach(), start - k * 0.5 * step, rtol=1e-4, atol=1e-12)
 
 
 # Rollouts.

@@ -358,7 +358,7 @@ is lowest, which is what `best/` of a run holds. With more pairs the two are one
 
 **A wrong label is not only noise: it pulls the policy back to the reference.** With labels flipped at a rate ε,
 unlimited data take `sigmoid` to a policy that believes preferences to be milder than they are. `robust`, if it is
-told ε, ends in π_r, at the cost of more variance with finite data.
+told ε, ends in π_r.
 
 {table}
 
