@@ -108,7 +108,7 @@ SOLID, DASHED, DOTTED = (
 )
 
 
-def run_pairs(world, path, sizes=(300, 1000, 3000, 10_000, 30_000), steps=900):
+def run_pairs(world, path, sizes=(300, 1000, 3000, 10_000, 30_000), steps=300):
     """How many pairs: KL(π‖π_r) against N, at the end and where the held-out loss was lowest."""
     weights = theorem.all_preferences(world)
     constant, held_out = theorem.asymptotic_kl(world, weights), draw(weights, HELD_OUT, 999)
@@ -170,7 +170,7 @@ def run_noise(world, path, rates=(0.0, 0.05, 0.1, 0.2, 0.3, 0.4)):
     return {"table": table(heads, rows)}
 
 
-def run_sources(world, path, n=10_000_000, repeats=20):
+def run_sources(world, path, n=10_000_000, repeats=10):
     """Pairs from elsewhere: N · KL(π‖π_r) for large N, in theory and counted, by where the pairs are drawn."""
     sources = {
         "π_ref": world.log_ref,
@@ -205,7 +205,7 @@ def run_sources(world, path, n=10_000_000, repeats=20):
     return {"table": table(heads, rows)}
 
 
-def run_epochs(world, path, n=300, steps=900, beta=0.05):
+def run_epochs(world, path, n=300, steps=600, beta=0.05):
     """One epoch against many: the true reward and the implicit one by the number of passes over a small data set."""
     weights = theorem.all_preferences(world)
     held_out = draw(weights, HELD_OUT, 999)
@@ -280,7 +280,7 @@ def run_length(path, prices=(0.0, 0.25, 0.5, 1.0, 2.0)):
     return {"table": text, "tokens": f"{reference[0]:.2f}", "reward": f"{reference[4]:.2f}"}
 
 
-def run_beta(world, path, betas=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), n=300, steps=900):
+def run_beta(world, path, betas=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0), n=300, steps=300):
     """β too low and too high: what DPO makes of the same pairs, beside the optimum for each β."""
     weights = theorem.all_preferences(world)
     held_out = draw(weights, HELD_OUT, 999)
