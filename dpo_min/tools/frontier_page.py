@@ -28,6 +28,7 @@ STYLES = {  # one marker for each name, so that pictures read in black and white
 }
 DRAWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 LOWEST_BETA, HIGHEST_BETA = 1e-3, 1e3
+WIDEST = 12  # nats that a panel shows; what lies beyond is an arrow at its edge
 
 
 # max E_π[r] over KL(π‖π_ref) ≤ k, because J(π) ≤ β log Z for every β:   E_π[r] ≤ β log Z + β KL(π‖π_ref)
@@ -156,7 +157,7 @@ def root(kl):
 
 
 def draw_frontier(panels, path):
-    """A panel for each language: every measurement of every run is a dot, the line is the optimum, stars best of n."""
+    """A panel for each language: every measurement of every run is a mark, the line is the optimum, stars best of n."""
     figure, axes = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 4.9), layout="constrained", squeeze=False)
     for axis, (title, curve, best, groups) in zip(axes[0], panels, strict=True):
         axis.plot(*curve, color="0.35", linewidth=1.4, label="optimum, every β")
@@ -170,7 +171,19 @@ def draw_frontier(panels, path):
                 seen.add(m.name)
                 face = {} if marker in "x+" else {"markerfacecolor": "none"}
                 style = {"color": color, "markersize": 3.6, "markeredgewidth": 0.7, "alpha": 0.75} | face
-                axis.plot(*zip(*points, strict=True), marker, label=label, **style)
+                axis.plot(*zip(*[p for p in points if p[0] <= WIDEST], strict=True), marker, label=label, **style)
+                beyond = [p for p in points if p[0] > WIDEST]
+                if beyond:
+                    axis.plot([WIDEST] * len(beyond), [r for _, r in beyond], ">", clip_on=False, **style)
+                    note = f"{m.label}:\n{len(beyond)} points up to KL {max(beyond)[0]:.0f} →"
+                    axis.annotate(
+                        note,
+                        (WIDEST, min(r for _, r in beyond)),
+                        (-6, 0),
+                        textcoords="offset points",
+                        ha="right",
+                        fontsize=7,
+                    )
         axis.set_xscale("function", functions=(root, np.square))
         axis.set(xlabel="KL(π‖π_ref) (nats)", ylabel="true reward E[r]", title=title)
         axis.set_xlim(left=0)
