@@ -20,7 +20,7 @@ from dpo_min.rlhf import token_logps, update
 
 @dataclass
 class PPOConfig:
-    """Its settings: defaults are Ziegler et al.'s where they give one."""
+    """Its settings. Clip, γ, λ, epochs and horizon are those of Ziegler et al.'s program."""
 
     beta: float = 0.1  # price of a nat of KL; with target_kl only the first one
     target_kl: float | None = None  # nats an answer; β is then raised while the KL is above it, and lowered below it

@@ -34,7 +34,7 @@ def make_language(part, options):
     """The `Language` of a part."""
     if part == "exact":
         return methods.exact_language()[0]
-    return methods.review_language(options.demo, options.data)[0]
+    return methods.review_language(options.demo, options.data)
 
 
 def start_worker(part, options):

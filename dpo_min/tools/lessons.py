@@ -194,7 +194,7 @@ def run_sources(world, path, n=10_000_000, repeats=10):
         style = {"fmt": "o", "color": "black", "markersize": 4}
         axis.errorbar(means, spots, xerr=errors, **style)
         axis.set_yticks(spots, names, fontsize=8)
-        axis.set(xlabel=f"N · KL(π‖π_r): bars theory, dots {repeats} data sets ± 2 s.e.", xscale="log")
+        axis.set(xlabel=f"N · KL(π‖π_r) for large N\nbars: theory, dots: {repeats} data sets ± 2 s.e.", xscale="log")
         axis.invert_yaxis()
 
     picture(path, "Pairs drawn from", panel)
@@ -240,7 +240,7 @@ def run_epochs(world, path, n=100, steps=400, beta=0.05):
         "table": table(heads, rows),
         "n": n,
         "beta": beta,
-        "peaks": ", ".join(f"{run[k]['reward']:.2f} after {passes[k]:.1f}" for run, k in zip(runs, best, strict=True)),
+        "peaks": ", ".join(f"{run[k]['reward']:.2f} after {passes[k]:g}" for run, k in zip(runs, best, strict=True)),
         "ends": ", ".join(f"{run[-1]['reward']:.2f}" for run in runs),
         "stops": ", ".join(f"{min(run, key=lambda p: p['held_out'])['reward']:.2f}" for run in runs),
         "passes": f"{passes[-1]:.0f}",
@@ -380,8 +380,9 @@ worst, as the answers that matter are then hardly ever compared.
     "epochs": """## One epoch, and many
 
 **The implicit reward only rises; the true reward rises and then may fall.** {n} pairs, β = {beta}, a constant
-learning rate, {passes} passes. In the three data sets the true reward was highest at {peaks} passes, and ended at
-{ends}. Where the held-out loss was lowest it was {stops}: held-out pairs see the turn, trained ones do not.
+learning rate, {passes} passes. In the three data sets the true reward was highest
+at {peaks} passes, and ended at {ends}. Where the held-out loss was lowest it was {stops}.
+The held-out loss turns; the loss on trained pairs never does.
 
 {table}
 

@@ -72,7 +72,7 @@ class Language:
 
 
 def exact_language(pairs=25_600):
-    """85 answers of up to three tokens; preferences are drawn from the reference and judged by Bradley and Terry."""
+    """85 answers of up to three tokens, with preferences drawn from the reference: (`Language`, its `World`)."""
     world = theorem.make_world(vocab_size=5, max_new_tokens=3)
     worth = dict(zip(map(tuple, world.completions), world.reward.tolist(), strict=True))
     weights = theorem.all_preferences(world).flatten()
@@ -131,7 +131,7 @@ def review_language(run, data):
     asked = [tokenizer.encode(prompt) for prompt in demo.prompts(held_out=False)]
     fit = {"steps": 100, "batch_size": 32}
     longest = reference.config.block_size
-    return Language(reference, asked, tokenizer.end_of_text, longest, reward, draw, measure, 4, fit), tokenizer
+    return Language(reference, asked, tokenizer.end_of_text, longest, reward, draw, measure, 4, fit)
 
 
 def preference_loss(method, policy, reference, pairs):
