@@ -240,10 +240,10 @@ were taken; the highest lies {height} the curve.
 
 {settings}
 
-All use AdamW, {warmup} steps of warm-up, a cosine. 3e-3 is the best of 1e-3, 3e-3 and 1e-2 for DPO and PPO, by J(π) in
-runs that are not among these; for REINFORCE the three are alike, and the other methods have it from there. The reward
-model's rate, 1e-3, is the best of the same three by accuracy on the first data set's held-out pairs; it falls to 0 in
-a straight line. PPO: clip 0.2, λ = 0.95, γ = 1, a fixed β, a value network of its own.
+All use AdamW, {warmup} steps of warm-up, a cosine. 3e-3 is the best of 1e-3, 3e-3 and 1e-2 for DPO and PPO, by J(π)
+in runs that are not among these; for REINFORCE the three are alike, and the other methods have it from there. The
+reward model's rate, 1e-3, is the best of the same three by accuracy on the first data set's held-out pairs; it falls
+to 0 in a straight line. PPO: clip 0.2, λ = 0.95, γ = 1, a fixed β, a value network of its own.
 
 ### Where the runs end
 
@@ -277,12 +277,12 @@ Processor seconds are of one thread; wall seconds are longer where the machine h
   {distance[REINFORCE, β = 1]:.4f} under REINFORCE, {distance[PPO, true reward, β = 1]:.4f} under PPO and
   {distance[PPO, learned reward, β = 1]:.4f} under PPO with a learned reward. DPO ends {below[DPO, β = 1]:.3f} below the
   optimum's curve at β = 1, {below[DPO, β = 5]:.3f} at β = 5, {below[DPO, β = 0.1]:.3f} at β = 0.1 and
-  {below[DPO, β = 0.05]:.3f} at β = 0.05, where one pass over the pairs is too short to get to a KL of more than 3.
+  {below[DPO, β = 0.05]:.3f} at β = 0.05, where one pass ends at half of the drift that the optimum has.
 - **What separates DPO from the curve is data.** Its pairs hold one noisy bit each. In expectation over all pairs the
   same loss takes a GPT to π_r itself ([proof.md](proof.md), b). The true reward tells REINFORCE and PPO the worth of
   every answer that they draw.
 - **At β = 0.1 the true reward is not enough.** REINFORCE and PPO stop {distance[REINFORCE, β = 0.1]:.2f} and
-  {distance[PPO, true reward, β = 0.1]:.2f} nats from π_r: both hold the second-best answer alone (r = 2.039,
+  {distance[PPO, true reward, β = 0.1]:.2f} nats from π_r: both hold the second-best answer, almost alone (r = 2.039,
   π_ref = 0.018). The best (r = 2.189, π_ref = 0.005) has gone from what they draw, and what is not drawn is not learnt.
 - **Imitating the chosen side** drifts little and gains little; pushing the rejected side down as well gains more, at a
   growing loss against the curve, as nothing holds the policy.

@@ -100,25 +100,13 @@ def settings_table(groups):
 
 
 def cost_table(groups):
-    """What each method cost."""
+    """What each method cost: means over its runs."""
+    offline = max((m.batch * m.steps for m in groups if m.kind not in ("reinforce", "ppo")), default=0)
+    columns = {"updates": ".0f", "generated": ",.0f", "processor_seconds": ".1f", "seconds": ".1f"}
     rows = []
     for m, runs in groups.items():
-        pairs = m.batch * m.steps if m.kind not in ("reinforce", "ppo") else 0
-        mean = {
-            key: statistics.fmean(run[key] for run in runs)
-            for key in ("updates", "generated", "processor_seconds", "seconds")
-        }
-        seen = "as many as its reward model" if m.reward_rate else f"{pairs:,}"
-        rows.append(
-            (
-                m.label,
-                seen,
-                f"{mean['updates']:.0f}",
-                f"{mean['generated']:,.0f}",
-                f"{mean['processor_seconds']:.1f}",
-                f"{mean['seconds']:.1f}",
-            )
-        )
+        means = [format(statistics.fmean(run[key] for run in runs), spec) for key, spec in columns.items()]
+        rows.append((m.label, f"{offline if m.preferences else 0:,}", *means))
     return table(("method", "labelled pairs", "gradient steps", "generated tokens", "processor s", "wall s"), rows)
 
 
