@@ -58,7 +58,7 @@ def gaps(world, points):
 def reward_at(path, kl):
     """The reward where a run first reached `kl` nats, between its two measurements on either side; None if never."""
     for before, after in pairwise(path):
-        if before["kl"] < kl <= after["kl"]:
+        if after["kl"] >= kl:  # and before it was less, the start being 0
             share = (kl - before["kl"]) / (after["kl"] - before["kl"])
             return before["reward"] + share * (after["reward"] - before["reward"])
     return None
