@@ -26,6 +26,7 @@ from dpo_min.packing import batch_logps, pack
 from dpo_min.preference import margin
 from dpo_min.rlhf import update
 from dpo_min.tools import theorem
+from dpo_min.tools.frontier_page import table
 
 SEEDS = (0, 1, 2)
 BATCH = 100  # pairs to a step
@@ -97,11 +98,6 @@ def picture(path, title, *axes_of):
             axis.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
-
-
-def table(heads, rows):
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (heads, ["---"] * len(heads), *rows))
 
 
 SOLID, DASHED, DOTTED = (
@@ -194,10 +190,10 @@ def run_sources(world, path, n=10_000_000, repeats=10):
         style = {"fmt": "o", "color": "black", "markersize": 4}
         axis.errorbar(means, spots, xerr=errors, **style)
         axis.set_yticks(spots, names, fontsize=8)
-        axis.set(xlabel=f"N · KL(π‖π_r) for large N\nbars: theory, dots: {repeats} data sets ± 2 s.e.", xscale="log")
+        axis.set(xlabel="N · KL(π‖π_r) for large N", xscale="log")
         axis.invert_yaxis()
 
-    picture(path, "Pairs drawn from", panel)
+    picture(path, f"Pairs drawn from\n(bars: theory; dots: {repeats} data sets ± 2 s.e.)", panel)
     rows = [
         (k, f"{t:.0f}", f"{c.mean():.0f} ± {c.std() / repeats**0.5:.0f}", f"{t / 0.01:,.0f}")
         for k, t, c in zip(names, theory, counted, strict=True)
