@@ -20,6 +20,7 @@ from statistics import fmean
 
 import torch
 
+from dpo_min.data import fingerprint
 from dpo_min.objective import kl_divergence, optimal_policy
 from dpo_min.options import stop
 from dpo_min.reference import model_fingerprint
@@ -64,7 +65,7 @@ def work(task):
 
 
 def key(line):
-    """What makes two runs the same."""
+    """What makes two runs the same: the method, the seed, and the hashes of reference and data."""
     return json.dumps([line["method"], line["seed"], line["language"]], sort_keys=True)
 
 
@@ -89,12 +90,13 @@ def append(path, line):
 
 
 def run_part(part, options):
-    """Every run of a part that is not in its file yet; returns {key: line} of those that are wanted and finished."""
+    """Every run of a part that is not in its file yet; returns the lines of those that are wanted and finished."""
     path = options.runs / f"{part}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     language = model_fingerprint(make_language(part, options).reference)
     tasks = [(method, seed) for seed in range(options.seeds) for method in TABLES[part]]
     if part == "reviews":
+        language += fingerprint([options.data])
         tasks = [(None, 0), *tasks]
     keys = [key({"method": m and asdict(m), "seed": seed, "language": language}) for m, seed in tasks]
     results = read_results(path)
