@@ -12,7 +12,7 @@ SFT_STEPS ?= 300
 STEPS ?= 250
 FRESH ?= 3000
 
-.PHONY: help setup train evaluate test proof figures mutants torture golden bench bench-gpu links lint format clean
+.PHONY: help setup train evaluate test proof figures frontier mutants torture golden bench bench-gpu links lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -65,6 +65,10 @@ proof: $(VENV)/installed ## Run the theorem: five results with their thresholds,
 
 figures: proof ## Remake every picture of docs/derivation.md and docs/proof.md
 	$(PY) -m dpo_min.tools.figures
+
+frontier: $(RUN)/model/config.json ## DPO against what it replaces: docs/frontier.md and docs/data.md; goes on where it stopped
+	$(PY) -m dpo_min.tools.frontier --demo $(RUN) --data $(DATA)/prefs.jsonl $(FRONTIER)
+	$(PY) -m dpo_min.tools.lessons
 
 mutants: $(VENV)/installed ## Break every operator and constant of the mathematics, and count what the tests catch
 	$(PY) tests/mutants.py

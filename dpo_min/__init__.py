@@ -36,4 +36,6 @@ READING_ORDER = (
     "display",
     "credit",
     "evaluate",
+    "rlhf",
+    "ppo",
 )

@@ -61,3 +61,15 @@ def test_the_first_read_stays_short():
     assert lines("gpt") <= 200
     assert lines("objective", "preference", "losses", "gradient", "logprob") < 450
     assert len((PACKAGE.parent / "train.py").read_text(encoding="utf-8").splitlines()) <= 350
+
+
+def test_nothing_on_the_way_of_dpo_imports_the_other_road():
+    """rlhf.py and ppo.py can be deleted with the tools that use them. Kills: a loss or a metric that lives there."""
+    for name in (*dpo_min.READING_ORDER, "../train", "../sample"):
+        if name not in ("rlhf", "ppo"):
+            assert {"dpo_min.rlhf", "dpo_min.ppo"}.isdisjoint(imports(PACKAGE / f"{name}.py")), name
+
+
+def test_the_other_road_reads_in_one_sitting():
+    for name in ("rlhf", "ppo"):
+        assert len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= 300

@@ -1,0 +1,122 @@
+"""Proximal policy optimisation: several steps on the same rollouts, each held near the policy that drew them.
+
+Each token is an action, and what it earns is paid when it is drawn: −β log(π/π_ref) for every token, the reward at the
+last. The sum over an answer is rlhf.py's R(y). A value network V(x, y_<t) predicts what is still to come, and a token's
+advantage is how much better it went than that. With all answers drawn afresh for each step, one would follow
+Σ_t A_t ∇log π(y_t); PPO reuses them, weighs each token by ρ = π_now/π_then, which gives the same gradient at ρ = 1, and
+ignores what would move ρ beyond 1 ± clip.
+
+Schulman et al., arXiv:1707.06347 (PPO) and arXiv:1506.02438 (GAE); for language Ziegler et al., arXiv:1909.08593.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from dpo_min.packing import pack
+from dpo_min.rlhf import token_logps, update
+
+
+@dataclass
+class PPOConfig:
+    """Its settings. Clip, γ, λ, epochs and horizon are those of Ziegler et al.'s program."""
+
+    beta: float = 0.1  # price of a nat of KL; with target_kl only the first one
+    target_kl: float | None = None  # nats an answer; β is then raised while the KL is above it, and lowered below it
+    horizon: int = 10_000  # answers over which β adapts
+    epochs: int = 4  # passes over the rollouts of a step
+    minibatches: int = 1  # parts of a pass
+    clip: float = 0.2  # how far ρ may move a token from 1; values too, in units of reward
+    gamma: float = 1.0  # discount; below 1 the sum over an answer is no longer R(y)
+    lam: float = 0.95  # GAE's λ: at 1 the advantage has no bias, lower it has less variance
+
+
+def token_rewards(rewards, logps, reference_logps, mask, beta):
+    """What each token is paid, (N, T): −β (log π − log π_ref), and at an answer's last token its reward (N,) as well.
+
+    logps and reference_logps are (N, T), 0 after the end; mask (N, T) is True at the tokens. Rows sum to R(y).
+    """
+    last = mask.sum(dim=-1, keepdim=True) - 1  # (N, 1)
+    return (-beta * (logps - reference_logps)).scatter_add(1, last, rewards[:, None])
+
+
+# δ_t = r_t + γ V_{t+1} − V_t;   A_t = Σ_k (γλ)^k δ_{t+k} = δ_t + γλ A_{t+1}
+def gae(rewards, values, gamma=1.0, lam=0.95):
+    """Generalised advantage estimation: (N, T) twice, both 0 after the end → advantages (N, T), 0 there too.
+
+    λ = 0 gives δ_t, the error of one prediction; λ = γ = 1 the sum of all rewards still to come, minus V_t.
+    """
+    after = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)  # (N, T) V_{t+1}
+    errors = rewards + gamma * after - values
+    advantages = torch.zeros_like(errors)
+    running = torch.zeros_like(errors[:, 0])  # (N,)
+    for t in reversed(range(errors.shape[1])):
+        running = errors[:, t] + gamma * lam * running
+        advantages[:, t] = running
+    return advantages
+
+
+def clipped_loss(logps, old_logps, advantages, clip):
+    """−Σ_t min(ρ A, clamp(ρ, 1 ± clip) A) of each answer, ρ = π/π_old: (N, T) three times → (N,).
+
+    The least of both: a step that ρ has already taken too far earns nothing more, one in the wrong direction is
+    still put right. Advantages are 0 after the end.
+    """
+    ratio = (logps - old_logps).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).sum(dim=-1)
+
+
+def value_loss(values, old_values, returns, mask, clip):
+    """½ mean over tokens of the larger of (V − return)² and the same with V held within `clip` of its old value."""
+    held = old_values + (values - old_values).clamp(-clip, clip)
+    squares = torch.maximum((values - returns) ** 2, (held - returns) ** 2)  # (N, T)
+    return 0.5 * squares[mask].mean()
+
+
+def adapt_beta(beta, kl, target, answers, horizon):
+    """β after `answers` answers of mean KL `kl`: times 1 + clamp(kl/target − 1, ±0.2) · answers/horizon (Ziegler)."""
+    return beta * (1 + max(-0.2, min(0.2, kl / target - 1)) * answers / horizon)
+
+
+class PPO:
+    """A policy and its value network, a `ScalarGPT`, each with an optimizer of its own."""
+
+    def __init__(self, config, policy, value, learning_rate, value_learning_rate):
+        self.config, self.policy, self.value, self.beta = config, policy, value, config.beta
+        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0)
+        self.value_optimizer = torch.optim.AdamW(value.parameters(), lr=value_learning_rate, weight_decay=0)
+
+    def step(self, rollouts, generator):
+        """Learn from `Rollouts` of the policy as it is now; `generator`, on the CPU, shuffles them. → name → number"""
+        config, mask = self.config, rollouts.mask
+        with torch.no_grad():
+            values = self.value.values(rollouts.batch)  # (N, T)
+            rewards = token_rewards(rollouts.rewards, rollouts.logps, rollouts.reference_logps, mask, self.beta)
+            advantages = gae(rewards, values, config.gamma, config.lam)
+        returns, answers = advantages + values, len(rollouts.pairs)
+        metrics, updates = dict.fromkeys(("policy/clipfrac", "policy/approxkl", "val/loss", "val/clipfrac"), 0.0), 0
+        for _ in range(config.epochs):
+            order = torch.randperm(answers, generator=generator)
+            for index in order.split(math.ceil(answers / config.minibatches)):
+                batch = pack([rollouts.pairs[i] for i in index], chosen_only=True).to(mask.device)
+                T, index = int(batch.lengths.max()), index.to(mask.device)
+                old_logps, old_values, A, target, inside = (
+                    x[index, :T] for x in (rollouts.logps, values, advantages, returns, mask)
+                )
+                logps, now = token_logps(self.policy, batch), self.value.values(batch)
+                update(self.optimizer, clipped_loss(logps, old_logps, A, config.clip).mean())
+                loss = value_loss(now, old_values, target, inside, config.clip)
+                update(self.value_optimizer, loss)
+                log_ratio = (logps.detach() - old_logps)[inside]  # (S,)
+                moved = (now.detach() - old_values)[inside].abs()
+                metrics["policy/clipfrac"] += (log_ratio.expm1().abs() > config.clip).double().mean().item()
+                metrics["policy/approxkl"] += 0.5 * (log_ratio**2).mean().item()
+                metrics["val/loss"] += loss.item()
+                metrics["val/clipfrac"] += (moved > config.clip).double().mean().item()
+                updates += 1
+        metrics = {name: total / updates for name, total in metrics.items()}
+        metrics |= rollouts.metrics(self.beta) | {"objective/beta": self.beta, "val/mean": values[mask].mean().item()}
+        if config.target_kl:
+            self.beta = adapt_beta(self.beta, metrics["objective/kl"], config.target_kl, answers, config.horizon)
+        return metrics
