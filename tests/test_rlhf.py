@@ -238,7 +238,7 @@ def test_an_update_goes_downhill_by_the_gradient_shortened_to_its_limit(seed, li
     step = slope * min(1.0, limit / slope.norm().item())
     for k in (1, 2):
         update(optimizer, (slope * x).sum(), limit)
-        assert_close(x.detach(), start - k * 0.5 * step, rtol=1e-4, atol=1e-12)
+        assert_close(x.detach(), start - k * 0.5 * step, rtol=0, atol=1e-4 * step.norm().item())
 
 
 # Rollouts.
@@ -441,12 +441,12 @@ def test_the_first_pass_over_rollouts_has_ratio_one_and_a_target_moves_beta(tiny
     generator = torch.Generator().manual_seed(0)
     policy = moved(tiny_gpt, 3)
     ppo = PPO(
-        PPOConfig(beta=0.3, target_kl=1e-9, horizon=100, epochs=1), policy, ScalarGPT(moved(tiny_gpt, 4)), 1e-3, 1e-3
+        PPOConfig(beta=0.3, target_kl=1e-9, horizon=2000, epochs=1), policy, ScalarGPT(moved(tiny_gpt, 4)), 1e-3, 1e-3
     )
-    rollouts = roll_out(policy, tiny_gpt, lambda x, y: torch.ones(len(y)), [PROMPT] * 20, END, 2, generator)
+    rollouts = roll_out(policy, tiny_gpt, lambda x, y: torch.ones(len(y)), [PROMPT] * 400, END, 2, generator)
     first = ppo.step(rollouts, generator)
     assert first["policy/clipfrac"] == 0 and first["policy/approxkl"] < 1e-20 and first["val/mean"] == 0
-    assert ppo.beta == pytest.approx(0.3 * (1 + 0.2 * 20 / 100))
+    assert ppo.beta == pytest.approx(0.3 * (1 + 0.2 * 400 / 2000))
     assert ppo.step(rollouts, generator)["policy/approxkl"] > 1e-9
 
 
