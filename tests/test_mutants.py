@@ -377,7 +377,7 @@ MUTANTS = {
         "generate",
         "lengths - 1]",
         "-1]",
-        GENERATE + "greedy_decoding_is_the_argmax_of_full_forwards_for_every_prompt_of_the_batch",
+        GENERATE + "decode_steps_after_a_prefill_are_the_full_forward",
     ),
     "a tie counted 0": (
         "metrics",
