@@ -35,7 +35,7 @@ $(DATA)/reviews.jsonl: dpo_min/tools/demo.py | $(VENV)/installed
 $(RUN)/model/config.json: $(DATA)/prefs.jsonl $(DATA)/reviews.jsonl
 	$(PY) train.py --data $(DATA)/prefs.jsonl --sft-data $(DATA)/reviews.jsonl --tokenizer $(DATA)/tokenizer \
 		--out $(RUN) --max-length 96 --micro-batch-size 32 --sft-steps $(SFT_STEPS) --max-steps $(STEPS) \
-		--beta 0.4 --learning-rate 3e-4 --lr-schedule linear --eval-every 50 $(if $(wildcard $(RUN)/config.json),--resume)
+		--beta 0.4 --learning-rate 3e-4 --warmup-steps 25 --lr-schedule linear --eval-every 50 $(if $(wildcard $(RUN)/config.json),--resume)
 
 $(RUN)/report.md: $(RUN)/model/config.json
 	$(PY) -m dpo_min.tools.report $(RUN)

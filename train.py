@@ -53,6 +53,7 @@ if __name__ == "__main__":
     sys.stdout = options.Steady(sys.stdout)
     options.on_signals(options.interrupt)
     PREPARED = prepare(sys.argv[1:])
+    options.claim(PREPARED[0].out)
     options.on_signals(options.quit_at_once)
 
 import torch
@@ -62,7 +63,7 @@ from dpo_min.checkpoint import load_checkpoint, save_checkpoint
 from dpo_min.gpt import GPT, GPTConfig
 from dpo_min.losses import LOSSES, sft_loss
 from dpo_min.metrics import preference_metrics
-from dpo_min.optimizer import default_warmup, make_optimizer, schedule
+from dpo_min.optimizer import make_optimizer, schedule
 from dpo_min.packing import ahead, batch_logps, batches, pack
 from dpo_min.preference import margin
 from dpo_min.reference import ReferenceLogps, follow, model_fingerprint
@@ -244,8 +245,6 @@ class Stage:
 def settings_of(config, tokenizer, pairs, policy, reference):
     """What determines a run, name → value, as its config.json keeps it."""
     steps = count_steps(config, pairs)[0]
-    if config.warmup_steps is None:
-        config.warmup_steps = default_warmup(steps)
     if not config.init and config.loss_type != "sft":
         config.sft_steps = config.sft_steps or steps
     device, dtype = run.choose_device(config.device, config.dtype)
@@ -287,7 +286,7 @@ def train_models(config, tokenizer, sets, policy, reference):
                 max_steps=config.sft_steps,
                 learning_rate=SFT_LEARNING_RATE,
                 lr_schedule="cosine",
-                warmup_steps=None,
+                warmup_steps=config.sft_steps // 10,
                 optimizer="adamw",
                 weight_decay=0.0,
                 reference_refresh=None,

@@ -50,7 +50,7 @@ class Config:
     batch_size: int = flag(32, "pairs per optimiser step; larger for noisier labels", COUNT)
     micro_batch_size: int = flag(8, "pairs per forward; smaller when memory runs out, same result", COUNT)
     learning_rate: float | None = flag(None, "default: 1e-4, 2e-3 for sft; with --init 5e-6, 2e-5 for sft", RATE)
-    warmup_steps: int | None = flag(None, "default: a tenth of the run, 150 at most", NATURAL)
+    warmup_steps: int = flag(10, "steps in which the learning rate rises to its value; more for long runs", NATURAL)
     lr_schedule: str = flag("constant", "after the warm-up", ["constant", "linear", "cosine"])
     optimizer: str = flag("adamw", "rmsprop is the paper's, and holds half the state", ["adamw", "rmsprop"])
     weight_decay: float = flag(0.0, "pull of the matrices towards zero", NOT_NEGATIVE)
@@ -114,5 +114,5 @@ def read_options(argv, about):
         scratch, init = (SFT_LEARNING_RATE, 2e-5) if config.loss_type == "sft" else (1e-4, 5e-6)
         config.learning_rate = init if config.init else scratch
     config.out = config.out or Path("runs") / Path(config.data[0]).name.split(".")[0]
-    options.check_out(config.out, config.resume)
+    config.resume = options.check_out(config.out, config.resume)
     return config, given

@@ -17,15 +17,9 @@ def make_optimizer(name, model, learning_rate, weight_decay):
     return torch.optim.RMSprop(groups, lr=learning_rate)
 
 
-def schedule(shape, step, steps, warmup_steps=None):
+def schedule(shape, step, steps, warmup):
     """What the learning rate is multiplied by in step 1 … steps: a linear warm-up, then `shape`; never zero."""
-    warmup = default_warmup(steps) if warmup_steps is None else warmup_steps
     if step <= warmup:
         return step / (warmup + 1)
     left = (steps - step + 1) / (steps - warmup)  # 1 → 1 / (steps − warmup)
     return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[shape]
-
-
-def default_warmup(steps):
-    """A tenth of the run, at most the DPO paper's 150 steps."""
-    return min(150, steps // 10)

@@ -175,9 +175,10 @@ SAVED = ("model", "best", "reference/config.json", "checkpoint/step-*", "referen
 
 
 def check_out(directory, resume, held=False):
-    """Raise ValueError unless `directory` is free for a new run, or holds one if it is to be resumed.
+    """Whether the run in a directory goes on; ValueError unless that is asked for, or the directory is free.
 
-    A run that stopped before it saved anything leaves its directory free. `held`: whether this program has its lock.
+    A run that stopped before it saved anything leaves its directory free, and one that stopped before it had a
+    config.json begins where it is to be resumed. `held`: whether this program has the directory's lock.
     """
     try:
         found = [name for name in RUN_FILES if (directory / name).exists()]
@@ -193,7 +194,20 @@ def check_out(directory, resume, held=False):
             f"--out {directory} already holds a run or a model ({found[0]}): choose another, or continue with --resume"
         )
     if resume and "config.json" not in found:
-        raise ValueError(f"--resume: --out {directory} holds no run")
+        if found or not (directory / LOCK).exists():
+            raise ValueError(f"--resume: --out {directory} holds no run")
+        print(f"resume: the run in {directory} was stopped before it began; it begins now")
+        return False
+    return resume
+
+
+def claim(directory):
+    """Make the directory of a run that is about to begin, so that from here on it may be stopped and resumed."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / LOCK).touch()
+    except OSError as error:
+        stop(f"--out {directory}: {error.strerror}")
 
 
 def is_run(directory):

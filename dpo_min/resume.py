@@ -22,7 +22,7 @@ HASHES = {
 BY_CONTENT = {"data", "eval_data", "sft_data", "tokenizer", "init", "reference"}
 ELSEWHERE = {"out", "resume", "shard"}  # no part of what is computed
 LENGTH = {"epochs", "max_steps"}  # compared as the number of steps
-FIXED = {"warmup_steps", "sft_steps"}  # if not given: as the run began, whose length their defaults depend on
+FIXED = {"sft_steps"}  # if not given: as the run began, whose length its default depends on
 FREE = {"log_every", "eval_every", "save_every", "max_kl"}  # no weight depends on them
 ROUNDING = {"micro_batch_size", "checkpoint_activations", "compile", "device", "processes", "threads"}
 
@@ -77,10 +77,8 @@ def length_notes(before, steps):
             f"--resume: the run was begun for {was} steps, now it would have {steps}; under --lr-schedule {shape} "
             "the learning rate of every step depends on that number"
         )
-    kept = f"--warmup-steps {before.get('warmup_steps')}"
-    if before.get("sft_steps"):
-        kept += f" --sft-steps {before['sft_steps']}"
-    return [f"{was} steps become {steps}: to the last bit the run that begins with {kept} and has {steps} steps"]
+    begun = f" that begins with --sft-steps {before['sft_steps']} and" if before.get("sft_steps") else " that"
+    return [f"{was} steps become {steps}: to the last bit the run{begun} has {steps} steps"]
 
 
 def check_flags(config, tokenizer):

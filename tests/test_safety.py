@@ -85,11 +85,20 @@ def outcome(out):
 def test_twice_n_steps_are_n_steps_and_n_more_to_the_last_bit(tmp_path_factory, place, n, micro, save):
     """Kills: lines or sums of metrics that the end of the shorter run left; a warm-up that depends on the length."""
     tmp = tmp_path_factory.mktemp("twice")
-    flags = ["--micro-batch-size", micro, "--save-every", save, "--warmup-steps", 2]
+    flags = ["--micro-batch-size", micro, "--save-every", save]
     assert fit(place, tmp / "whole", *flags, "--max-steps", 2 * n) == 0
     assert fit(place, tmp / "parts", *flags, "--max-steps", n) == 0
     assert fit(place, tmp / "parts", *flags, "--max-steps", 2 * n, "--resume") == 0
     assert outcome(tmp / "whole") == outcome(tmp / "parts")
+
+
+def test_a_run_that_was_stopped_before_it_began_begins_where_it_is_resumed(place, tmp_path, capsys):
+    """Kills: a run killed while PyTorch was loaded, which --resume does not know."""
+    options.claim(tmp_path / "killed")
+    assert fit(place, tmp_path / "killed", "--max-steps", 2, "--resume") == 0
+    assert "was stopped before it began; it begins now" in capsys.readouterr().out
+    assert fit(place, tmp_path / "whole", "--max-steps", 2) == 0
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
 def test_what_may_differ_on_resume_is_said_and_everything_else_is_refused_by_name(place, tmp_path, capsys):
@@ -99,12 +108,12 @@ def test_what_may_differ_on_resume_is_said_and_everything_else_is_refused_by_nam
     capsys.readouterr()
     assert fit(place, out, "--max-steps", 11, "--resume", "--save-every", 1, "--micro-batch-size", 3) == 0
     shown = capsys.readouterr().out
-    assert "resume: 10 steps become 11: to the last bit the run that begins with --warmup-steps 1" in shown
+    assert "resume: 10 steps become 11: to the last bit the run that has 11 steps" in shown
     assert "--save-every was 200, now it is 1: the weights do not depend on it" in shown
     assert "--micro-batch-size was 8, now it is 3: the same run up to rounding" in shown
     for argv, named in [
         (["--max-steps", 9], "the run has taken 11 steps, more than the 9"),
-        (["--max-steps", 11, "--warmup-steps", 0], "--warmup-steps was 1 when the run began, now it is 0"),
+        (["--max-steps", 11, "--warmup-steps", 0], "--warmup-steps was 10 when the run began, now it is 0"),
         (["--max-steps", 11, "--seed", 1], "--seed was 0"),
         (["--max-steps", 11, "--max-length", 20], "--max-length was 48"),
         (["--max-steps", 11, "--sft-data", data], "--sft-data has no effect"),
