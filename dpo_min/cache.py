@@ -50,7 +50,7 @@ from dpo_min.data import (
     tokenize,
     unreadable,
 )
-from dpo_min.files import ABANDONED, read_json, sha256, sync, write_atomically
+from dpo_min.files import ABANDONED, Lock, crc32, read_json, sync, write_atomically
 
 HELD_OUT = 1000  # pairs that are enough to follow a run by: its accuracy is then known to 3 %
 SMALL = 2**22  # bytes of data that are not worth a file or a process: about a second's work
@@ -130,7 +130,10 @@ def prepare_pairs(
         return Pairs(np.frombuffer(rows, ROW), np.frombuffer(tokens, id_type(tokenizer)), paths), counts
     place = Path(directory) / cache_key(paths, settings, data_hash(paths, directory, small))
     if not is_whole(place):
-        build(place, paths, settings, before, default_workers(size) if workers is None else workers)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with Lock(place.parent / ".lock", wait=True):  # of several processes one makes it, and the others find it
+            if not is_whole(place):
+                build(place, paths, settings, before, default_workers(size) if workers is None else workers)
     rows, tokens = map_array(place / "rows.bin", ROW), map_array(place / "tokens.bin", id_type(tokenizer))
     return Pairs(rows, tokens, paths), read_json(place / "cache.json")["counts"]
 
@@ -361,7 +364,6 @@ class Progress:
 
 def build(place, paths, settings, before, workers):
     """Make the cache `place` of files whose stamps were `before`; until it is whole it has another name."""
-    place.parent.mkdir(parents=True, exist_ok=True)
     for old in place.parent.glob("*.partial/tokens.bin"):
         with suppress(OSError):
             if time.time() - old.stat().st_mtime > ABANDONED:
@@ -378,9 +380,9 @@ def build(place, paths, settings, before, workers):
         for path, stamped in zip(paths, before, strict=True):
             if stamp(path) != stamped:
                 raise ValueError(f"{path}: changed while it was read")
-        hashes = {name: sha256(partial / name) for name in FILES}
+        sums = {name: crc32(partial / name) for name in FILES}
         with write_atomically(partial / "cache.json") as file:
-            file.write(json.dumps({"counts": counts, "sha256": hashes}).encode())
+            file.write(json.dumps({"counts": counts, "crc32": sums}).encode())
         # Another process may have made the same one meanwhile: then this is thrown away.
         if not is_whole(place):
             shutil.rmtree(place, ignore_errors=True)
@@ -391,11 +393,11 @@ def build(place, paths, settings, before, workers):
 
 
 def is_whole(place):
-    """Whether a cache is there, and its files are the ones that were written, by their SHA-256."""
+    """Whether a cache is there, and its files are the ones that were written, by their CRC-32."""
     try:
         noted = read_json(place / "cache.json")
         counts = all(type(noted["counts"][name]) is int for name in ("skipped", "truncated", "dropped"))
-        return counts and all(sha256(place / name) == noted["sha256"][name] for name in FILES)
+        return counts and all(crc32(place / name) == noted["crc32"][name] for name in FILES)
     except (ValueError, LookupError, TypeError, OSError):
         return False
 

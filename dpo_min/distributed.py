@@ -7,6 +7,7 @@ A step's pairs and the number that their losses are divided by do not depend on 
 takes its share of the same list, and the shares of the gradient add up, as those of micro-batches do.
 """
 
+import gc
 import os
 from contextlib import nullcontext
 
@@ -40,6 +41,7 @@ def start(device):
 def end():
     """Leave the other processes."""
     if dist.is_initialized():
+        gc.collect()  # what FSDP and the mesh still hold of the group, in cycles, would outlive it into the exit
         dist.destroy_process_group()
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import time
+import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -69,8 +70,8 @@ def write_atomically(path):
 class Lock:
     """One program at a time: a lock on a file, which ends with the process that holds it, however that ends."""
 
-    def __init__(self, path):
-        """Take it.
+    def __init__(self, path, wait=False):
+        """Take it; `wait` until it is free.
 
         Raises:
             BlockingIOError: another holds it.
@@ -79,7 +80,7 @@ class Lock:
         self.file = open(path, "ab")  # noqa: SIM115
         if fcntl:
             try:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BaseException:
                 self.file.close()
                 raise
@@ -100,6 +101,15 @@ def sync(path):
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def crc32(path):
+    """The CRC-32 of a file's bytes: not against forgery, but ten times as fast as a hash that is."""
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def sha256(path):

@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -304,7 +306,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
 
 
 def test_two_builders_of_the_same_cache_both_end_with_it(tmp_path, monkeypatch):
-    """The second is started, and finishes, in the middle of the first."""
+    """Without a lock, which not every file system has: the second begins, and finishes, in the middle of the first."""
+    monkeypatch.setattr(cache, "Lock", lambda *args, **kwargs: nullcontext())
     path = prefs(tmp_path / "a.jsonl")
     real, expected = cache.encode_block, outcome(plainly, [path])
 
@@ -334,6 +337,16 @@ def test_the_command_keeps_large_data_beside_the_run_and_small_data_nowhere(tmp_
     assert len(caches(tmp_path / "runs" / "cache")) == 1
     preferences = load_preferences([str(path)])[0]
     assert large[:2] == [tokenize(part, BYTES, 12)[0] for part in split_preferences(preferences, 0.4, 0)]
+
+
+def test_of_several_processes_that_need_one_cache_one_makes_it(tmp_path, monkeypatch):
+    """Kills: every process of torchrun tokenizing the same gigabyte with every core."""
+    path, made, whole = prefs(tmp_path / "a.jsonl"), [], cache.build
+    monkeypatch.setattr(cache, "build", lambda *args: made.append(args) or whole(*args))
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: prepare([path], tmp_path / "cache"), range(4)))
+    assert len(made) == 1
+    assert all(list(pairs) == list(found[0][0]) for pairs, _ in found)
 
 
 @pytest.mark.parametrize(("pairs", "share"), [(1000, 0.01), (10, 0.05)])

@@ -494,7 +494,8 @@ def broken(tmp_path, prefs, init):
     (damaged / "config.json").write_text(json.dumps(config | {"n_embd": 8, "n_head": 1}))
     naked = tmp_path / "naked"
     shutil.copytree(init, naked)
-    (naked / "vocab.json").unlink()
+    for name in ("vocab.json", "tokenizer.json"):
+        (naked / name).unlink()
     old = tmp_path / "old"
     old.mkdir()
     (old / "config.json").write_text("{}")
