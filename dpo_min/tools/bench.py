@@ -36,7 +36,7 @@ from dpo_min.gpt import GPT, GPTConfig
 from dpo_min.logprob import sequence_logprobs, token_logprobs
 from dpo_min.losses import LOSSES
 from dpo_min.packed import DecodingGPT, PackedLinear
-from dpo_min.packing import batch_logps, batches, pack
+from dpo_min.packing import batch_logps, pack
 from dpo_min.preference import margin
 from dpo_min.tokenizer import load_tokenizer
 
@@ -58,7 +58,6 @@ LEVERS = {
     "reference once": "its log-probabilities before training, without gradients, then the model is freed",
     "fused AdamW": "one kernel for all of the optimiser's arithmetic",
     "heap kept": "glibc keeps freed blocks instead of returning them to the system",
-    "grouped by length": "steps of similar lengths, so other pairs in each: losses are not comparable",
     "compiled": "torch.compile of the model, the compilation itself not counted",
 }
 
@@ -107,10 +106,7 @@ def measure(options):
     policy = GPT(GPTConfig(*options.shape), torch.Generator().manual_seed(0)).to(device)
     pairs = read_pairs(options, policy.config.vocab_size)
     size = options.batch_size
-    order = batches(pairs, size, 0)
     steps = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-    if has["grouped by length"]:
-        steps = [next(order) for _ in steps]
     fused = has["fused AdamW"] or None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0, fused=fused)
     autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
@@ -302,7 +298,7 @@ def table(options, rows):
             f"{first['seconds'] / row['seconds']:.2f}",
             f"{flops / row['seconds'] / peak:.0%}",
             f"{row['peak'] / 2**30:.1f} GiB",
-            "(other pairs)" if name in ("grouped by length", "compiled") else f"{off:.1e}",
+            f"{off:.1e}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     data = "real dialogues" if options.data else "random tokens, the lengths of dialogues"

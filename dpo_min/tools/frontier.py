@@ -327,7 +327,7 @@ sentiment classifier as the true reward. Its code was not released. What it foun
 
 | the paper | the listed language | the demo's reviews |
 |---|---|---|
-| DPO beats PPO on a learned reward | yes at β = 1; level at β = 0.1 | on average, at every drift that both reach |
+| DPO beats PPO on a learned reward | yes at β = 1; level at β = 0.1 | on average, at the better β of each drift |
 | DPO beats PPO even on the true reward | no | on average, at a small drift; later PPO earns more than any DPO |
 | supervised fitting gains little | yes | yes |
 | unlikelihood is far below | yes | at α = 1 it drifts off; at α = 0.5 it is as good as DPO |

@@ -150,7 +150,7 @@ def draw_frontier(panels, path):
     for axis, (title, curve, best, groups) in zip(axes[0], panels, strict=True):
         axis.plot(*curve, color="0.35", linewidth=1.4, label="optimum, every β")
         axis.plot(*best, "*-", color="0.6", markersize=6, linewidth=0.6, label="best of n")
-        seen = set()
+        seen, outside = set(), {}
         for m, runs in groups.items():
             marker, color = STYLES[m.name]
             for run in runs:
@@ -163,15 +163,10 @@ def draw_frontier(panels, path):
                 beyond = [p for p in points if p[0] > WIDEST]
                 if beyond:
                     axis.plot([WIDEST] * len(beyond), [r for _, r in beyond], ">", clip_on=False, **style)
-                    note = f"{m.label}:\n{len(beyond)} points up to KL {max(beyond)[0]:.0f} →"
-                    axis.annotate(
-                        note,
-                        (WIDEST, min(r for _, r in beyond)),
-                        (-6, 0),
-                        textcoords="offset points",
-                        ha="right",
-                        fontsize=7,
-                    )
+                    outside.setdefault(m.label, []).extend(kl for kl, _ in beyond)
+        if outside:
+            notes = [f"{label}: {len(kls)} points, up to KL {max(kls):.0f} →" for label, kls in outside.items()]
+            axis.text(0.98, 0.02, "\n".join(notes), transform=axis.transAxes, ha="right", va="bottom", fontsize=7)
         axis.set_xscale("function", functions=(root, np.square))
         axis.set(xlabel="KL(π‖π_ref) (nats)", ylabel="true reward E[r]", title=title)
         axis.set_xlim(left=0)
