@@ -50,7 +50,7 @@ class Config:
     batch_size: int = flag(32, "pairs per optimiser step; larger for noisier labels", COUNT)
     micro_batch_size: int = flag(8, "pairs per forward; smaller when memory runs out, same result", COUNT)
     learning_rate: float | None = flag(None, "default: 1e-4, 2e-3 for sft; with --init 5e-6, 2e-5 for sft", RATE)
-    warmup_steps: int = flag(10, "steps in which the learning rate rises to its value; more for long runs", NATURAL)
+    warmup_steps: int = flag(0, "steps in which the learning rate rises to its value; the paper has 150", NATURAL)
     lr_schedule: str = flag("constant", "after the warm-up", ["constant", "linear", "cosine"])
     optimizer: str = flag("adamw", "rmsprop is the paper's, and holds half the state", ["adamw", "rmsprop"])
     weight_decay: float = flag(0.0, "pull of the matrices towards zero", NOT_NEGATIVE)

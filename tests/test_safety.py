@@ -113,7 +113,7 @@ def test_what_may_differ_on_resume_is_said_and_everything_else_is_refused_by_nam
     assert "--micro-batch-size was 8, now it is 3: the same run up to rounding" in shown
     for argv, named in [
         (["--max-steps", 9], "the run has taken 11 steps, more than the 9"),
-        (["--max-steps", 11, "--warmup-steps", 0], "--warmup-steps was 10 when the run began, now it is 0"),
+        (["--max-steps", 11, "--warmup-steps", 1], "--warmup-steps was 0 when the run began, now it is 1"),
         (["--max-steps", 11, "--seed", 1], "--seed was 0"),
         (["--max-steps", 11, "--max-length", 20], "--max-length was 48"),
         (["--max-steps", 11, "--sft-data", data], "--sft-data has no effect"),
