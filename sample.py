@@ -68,7 +68,9 @@ def prepare(argv):
 
 
 # Flags and prompts are checked before PyTorch is imported, which takes seconds: a mistake is named at once.
-PREPARED = prepare(sys.argv[1:]) if __name__ == "__main__" else None
+if __name__ == "__main__":
+    PREPARED = prepare(sys.argv[1:])
+    options.on_signals(options.quit_at_once)  # modules that are being loaded take no exception
 
 import torch
 
@@ -82,7 +84,7 @@ from dpo_min.weights import load_model
 DRAWING = "temperature top_k top_p min_p repetition_penalty min_new_tokens length_range".split()
 
 
-def answers(config, model, tokenizer, prompt, stop, echo):
+def answers(config, model, tokenizer, prompt, generator, stop, echo):
     """The `Completion`s of one prompt; `echo` receives each piece of the first one's text as soon as it is certain."""
     asked = [tokenizer.encode(prompt)] * config.num_samples, tokenizer.end_of_text, config.max_new_tokens
     if config.num_beams:
@@ -90,7 +92,7 @@ def answers(config, model, tokenizer, prompt, stop, echo):
         return beams[:1]
     sampling, piece = {name: getattr(config, name) for name in DRAWING}, stop.pieces()
     try:
-        for completions in stream(model, *asked, torch.Generator().manual_seed(config.seed), stop=stop, **sampling):
+        for completions in stream(model, *asked, generator, stop=stop, **sampling):
             echo(piece(completions[0].ids))
         echo(piece(completions[0].ids, final=True))
     except KeyboardInterrupt:
@@ -115,6 +117,7 @@ def sample(config, prompts):
     except ValueError as error:
         options.stop(error)
     fast = {name: DecodingGPT(model, dtype) for name, model in models.items()}
+    sources = {name: torch.Generator().manual_seed(config.seed ^ i) for i, name in enumerate(models)}
     live = sys.stdout.isatty() and config.num_samples == 1 and not (config.jsonl or config.num_beams or judge)
     echo = (lambda text: print(text, end="", flush=True)) if live else (lambda text: None)
     for prompt in prompts:
@@ -126,7 +129,7 @@ def sample(config, prompts):
         drawn = []
         for name, model in fast.items():
             stop = StopStrings(config.stop, tokenizers[name].decode_bytes)
-            for i, completion in enumerate(answers(config, model, tokenizers[name], prompt, stop, echo)):
+            for i, completion in enumerate(answers(config, model, tokenizers[name], prompt, sources[name], stop, echo)):
                 text = stop.text(completion.ids)
                 row = {"prompt": prompt, "model": name, "sample": i, "completion": text, "ended": completion.ended}
                 row |= {"logp": completion.logp, "sampling_logp": completion.sampling_logp}
@@ -141,4 +144,5 @@ def sample(config, prompts):
 
 
 if __name__ == "__main__":
+    options.on_signals(options.interrupt)
     sys.exit(run.guard(sample, *PREPARED))

@@ -71,8 +71,8 @@ def prepare(argv):
         known, positions = (min(numbers) for numbers in zip(*sizes, strict=True))
         if tokenizer.vocab_size > known:
             raise ValueError(f"the tokenizer makes {tokenizer.vocab_size} token ids, a model knows only {known}")
-        if config.png and not config.png.absolute().parent.is_dir():
-            raise ValueError(f"--png {config.png}: no such directory")
+        if config.png and (config.png.suffix != ".png" or not config.png.absolute().parent.is_dir()):
+            raise ValueError(f"--png {config.png}: expected a file NAME.png in a directory that exists")
         scorer = config.scorer and load_scorer(config.scorer)
         preferences, _ = load_preferences(config.data, config.skip_bad_rows)
         limits = min(settings["max_length"] or 512, positions), settings["max_prompt_length"]
@@ -125,7 +125,7 @@ def load_scorer(name):
     if not Path(place).is_file():
         try:
             scorer = getattr(importlib.import_module(place), what)
-        except Exception as error:  # whatever the module raises when it is run
+        except (Exception, SystemExit) as error:  # whatever the module raises when it is run
             raise ValueError(f"--scorer {name}: {one_line(error)}") from error
         if not callable(scorer):
             raise ValueError(f"--scorer {name}: {what} is not a function")
@@ -156,7 +156,9 @@ def worth(score):
 
 
 # Flags and rows are checked before PyTorch is imported, which takes seconds: a mistake is named at once.
-PREPARED = prepare(sys.argv[1:]) if __name__ == "__main__" else None
+if __name__ == "__main__":
+    PREPARED = prepare(sys.argv[1:])
+    options.on_signals(options.quit_at_once)  # modules that are being loaded take no exception
 
 import torch
 
@@ -209,7 +211,7 @@ def score_all(name, scorer, prompts, answers):
     for (i,) in groups("answers scored", [0] * len(prompts), 1):
         try:
             scores.append(worth(scorer(prompts[i], answers[i])))
-        except Exception as error:  # whatever a function that is not ours may raise
+        except (Exception, SystemExit) as error:  # whatever a function that is not ours may raise
             raise ValueError(f"--scorer {name}: on {answers[i][:60]!r}: {one_line(error)}") from error
     return torch.tensor(scores, dtype=torch.float64)
 
@@ -261,4 +263,5 @@ def evaluate(config, settings, tokenizer, pairs, rows, scorer):
 
 
 if __name__ == "__main__":
+    options.on_signals(options.interrupt)
     sys.exit(run.guard(evaluate, *PREPARED))

@@ -138,6 +138,8 @@ class Lengths:
         The judge is P(A over B) = σ(a log(length of A / length of B)), Bradley–Terry with a reward of a log length;
         `a` is fitted to these very rows. Returns (share from 0 to 1, a); a is cut off at ±50.
         """
+        if self.rows == self.equal:
+            return 0.0, 0.0
         d, n = self.gaps(), self.bins
         low, high = -50.0, 50.0
         for _ in range(60):  # the slope of the mean log-likelihood falls with a: bisection
@@ -383,8 +385,8 @@ def main(argv):
         config, _ = options.parse(Config, argv, "Look for what is wrong with a file of preferences.")
         if config.max_prompt_length and config.max_prompt_length >= config.max_length:
             raise ValueError(f"--max-prompt-length must stay below --max-length, which is {config.max_length}")
-        if config.png and not config.png.parent.is_dir():
-            raise ValueError(f"--png {config.png}: there is no directory {config.png.parent}")
+        if config.png and (config.png.suffix != ".png" or not config.png.absolute().parent.is_dir()):
+            raise ValueError(f"--png {config.png}: expected a file NAME.png in a directory that exists")
         if len(config.check) + len(config.against) > 255:
             raise ValueError("--check: at most 255 files at a time")
         tokenizer = load_tokenizer(config.tokenizer)

@@ -423,7 +423,9 @@ def interrupt(number, frame):
 def quit_at_once(number, frame):
     """Leave as if killed, which a run survives, but with a line: modules and C++ take no exception everywhere."""
     if first_process():
-        os.write(2, f"{Path(sys.argv[0]).name}: stopped at once; if the run had begun, --resume goes on\n".encode())
+        name = Path(sys.argv[0]).name
+        hint = "; if the run had begun, --resume goes on" if name == "train.py" else ""
+        os.write(2, f"{name}: stopped at once{hint}\n".encode())
     os._exit(130)
 
 

@@ -78,7 +78,7 @@ def length_notes(before, steps):
             "the learning rate of every step depends on that number"
         )
     begun = f" that begins with --sft-steps {before['sft_steps']} and" if before.get("sft_steps") else " that"
-    return [f"{was} steps become {steps}: to the last bit the run{begun} has {steps} steps"]
+    return [f"{was} steps become {steps}: to the last bit the run{begun} has {steps} steps, best/ aside"]
 
 
 def check_flags(config, tokenizer):

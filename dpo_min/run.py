@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from dpo_min import distributed, options, resume
+from dpo_min import checkpoint, distributed, options, resume
 from dpo_min.files import write_atomically
 from dpo_min.options import first_to_fail, processes, stop
 from dpo_min.weights import save_model
@@ -82,6 +82,9 @@ def enter(config, settings):
     options.check_out(config.out, config.resume, held=True)  # another may have come and gone since it was checked
     if config.resume:
         before = resume.read_run(config.out)
+        taken = max(map(checkpoint.number, checkpoint.found(config.out / "checkpoint")), default=0)
+        if taken > settings["steps"]:
+            raise ValueError(f"--resume: the run has taken {taken} steps, more than {settings['steps']}")
         for note in resume.compare(before, settings):
             print(f"resume: {note}")
         settings = before | settings
@@ -305,6 +308,9 @@ def guard(program, *arguments):
         ):
             fail(error)
         stop(f"out of memory: lower --micro-batch-size or --max-length ({text})", code=1)
+    except BrokenPipeError:  # nobody reads any more what is printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         full = error.errno == errno.ENOSPC or "No space left" in str(error)
         stop(f"the disk is full: {error}; free some space, and --resume goes on" if full else error, code=1)

@@ -112,7 +112,7 @@ def test_what_may_differ_on_resume_is_said_and_everything_else_is_refused_by_nam
     assert "--save-every was 200, now it is 1: the weights do not depend on it" in shown
     assert "--micro-batch-size was 8, now it is 3: the same run up to rounding" in shown
     for argv, named in [
-        (["--max-steps", 9], "the run has taken 11 steps, more than the 9"),
+        (["--max-steps", 9], "the run has taken 11 steps, more than 9"),
         (["--max-steps", 11, "--warmup-steps", 1], "--warmup-steps was 0 when the run began, now it is 1"),
         (["--max-steps", 11, "--seed", 1], "--seed was 0"),
         (["--max-steps", 11, "--max-length", 20], "--max-length was 48"),
@@ -124,6 +124,7 @@ def test_what_may_differ_on_resume_is_said_and_everything_else_is_refused_by_nam
         assert fit(place, out, *argv, "--resume") == 2, argv
         error = capsys.readouterr().err
         assert named in error and error.count("\n") == 1, error
+        assert json.loads((out / "config.json").read_text())["steps"] == 11  # what is refused changes nothing
     assert fit(place, tmp_path / "linear", "--max-steps", 2, "--lr-schedule", "linear") == 0
     assert fit(place, tmp_path / "linear", "--max-steps", 3, "--lr-schedule", "linear", "--resume") == 2
     assert (

@@ -48,6 +48,13 @@ def test_answers_are_text_and_repeat_with_the_seed(models, capsys):
     assert all(set(line) == names for line in first)
 
 
+def test_a_prompt_that_comes_twice_has_two_answers_and_the_models_draw_apart(models, tmp_path, capsys):
+    """Kills: the seed begun again for every prompt, or the same numbers for both models: neither is independent."""
+    (tmp_path / "prompts.txt").write_text("x\nx\n")
+    same = ["--model", models / "model", "--reference", models / "model", "--prompts", tmp_path / "prompts.txt"]
+    assert len({line["completion"] for line in answers(capsys, *same)}) == 4
+
+
 def test_both_models_answer_side_by_side(models, capsys):
     lines = answers(capsys, "--model", models / "model", "--reference", models / "reference", "--prompt", "x")
     assert [line["model"] for line in lines] == ["model", "reference"]
