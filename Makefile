@@ -25,11 +25,11 @@ $(VENV)/installed: requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(DATA)/prefs.jsonl: dpo_min/tools/demo.py | $(VENV)/installed
-	$(PY) -m dpo_min.tools.demo --pairs $(PAIRS) --seed 0 --out $@ --tokenizer $(DATA)/tokenizer
+$(DATA)/prefs.jsonl: experiments/demo.py | $(VENV)/installed
+	$(PY) -m experiments.demo --pairs $(PAIRS) --seed 0 --out $@ --tokenizer $(DATA)/tokenizer
 
-$(DATA)/reviews.jsonl: dpo_min/tools/demo.py | $(VENV)/installed
-	$(PY) -m dpo_min.tools.demo --pairs $(PAIRS) --seed 1 --out $@ --unlabelled
+$(DATA)/reviews.jsonl: experiments/demo.py | $(VENV)/installed
+	$(PY) -m experiments.demo --pairs $(PAIRS) --seed 1 --out $@ --unlabelled
 
 # An interrupted run goes on where it stopped.
 $(RUN)/model/config.json: $(DATA)/prefs.jsonl $(DATA)/reviews.jsonl
@@ -38,7 +38,7 @@ $(RUN)/model/config.json: $(DATA)/prefs.jsonl $(DATA)/reviews.jsonl
 		--beta 0.4 --learning-rate 3e-4 --warmup-steps 25 --lr-schedule linear --eval-every 50 $(if $(wildcard $(RUN)/config.json),--resume)
 
 $(RUN)/report.md: $(RUN)/model/config.json
-	$(PY) -m dpo_min.tools.report $(RUN)
+	$(PY) -m experiments.report $(RUN)
 
 train: $(RUN)/report.md ## Make the demo's preferences, train on them, print and plot what was learnt
 	@echo "written: $(RUN)/report.md, $(RUN)/report.png, $(RUN)/curves.png, $(RUN)/model"
@@ -47,28 +47,28 @@ docs/demo.png: $(RUN)/report.md
 	cp $(RUN)/report.png $@
 
 # Preferences by the same rule that no run was trained on.
-$(DATA)/fresh.jsonl: dpo_min/tools/demo.py | $(VENV)/installed
-	$(PY) -m dpo_min.tools.demo --pairs $(FRESH) --seed 2 --out $@
+$(DATA)/fresh.jsonl: experiments/demo.py | $(VENV)/installed
+	$(PY) -m experiments.demo --pairs $(FRESH) --seed 2 --out $@
 
 docs/credit.png: $(RUN)/report.md $(DATA)/fresh.jsonl
-	$(PY) -m dpo_min.tools.credit $(RUN) --data $(DATA)/fresh.jsonl --out $@
+	$(PY) -m experiments.credit_picture $(RUN) --data $(DATA)/fresh.jsonl --out $@
 
 evaluate: $(RUN)/report.md $(DATA)/fresh.jsonl ## Measure the demo's model on preferences that it never saw
-	$(PY) -m dpo_min.evaluate --model $(RUN)/model --reference $(RUN)/reference --data $(DATA)/fresh.jsonl \
-		--scorer dpo_min.tools.demo:score --png $(RUN)/evaluation.png $(EVALUATE)
+	$(PY) -m dpo_min.judge.evaluate --model $(RUN)/model --reference $(RUN)/reference --data $(DATA)/fresh.jsonl \
+		--scorer experiments.demo:score --png $(RUN)/evaluation.png $(EVALUATE)
 
 test: $(VENV)/installed ## Run every test
 	$(PY) -m pytest -q
 
 proof: $(VENV)/installed ## Run the theorem: five results with their thresholds, docs/proof.md and its pictures
-	$(PY) -m dpo_min.tools.proof
+	$(PY) -m experiments.proof
 
 figures: proof ## Remake every picture of docs/derivation.md and docs/proof.md
-	$(PY) -m dpo_min.tools.figures
+	$(PY) -m experiments.figures
 
 frontier: $(RUN)/model/config.json ## DPO against what it replaces: docs/frontier.md and docs/data.md; goes on where it stopped
-	$(PY) -m dpo_min.tools.frontier --demo $(RUN) --data $(DATA)/prefs.jsonl $(FRONTIER)
-	$(PY) -m dpo_min.tools.lessons
+	$(PY) -m experiments.frontier --demo $(RUN) --data $(DATA)/prefs.jsonl $(FRONTIER)
+	$(PY) -m experiments.lessons
 
 mutants: $(VENV)/installed ## Break every operator and constant of the mathematics, and count what the tests catch
 	$(PY) tests/mutants.py
@@ -80,15 +80,15 @@ golden: $(VENV)/installed ## Remake the recorded losses that the tests compare w
 	OMP_NUM_THREADS=1 $(PY) tests/test_golden.py
 
 bench: $(VENV)/installed ## Measure what each lever bought on this machine: docs/benchmarks.md
-	$(PY) -m dpo_min.tools.bench $(BENCH)
+	$(PY) -m experiments.benchmark $(BENCH)
 
 bench-gpu: $(VENV)/installed ## The same on a CUDA GPU, at GPT-2's 124M and 1.5B shapes
-	$(PY) -m dpo_min.tools.bench --device cuda --pairs 2048 --batch-size 64 --compile --out docs/benchmarks-gpu.md $(BENCH)
-	$(PY) -m dpo_min.tools.bench --device cuda --pairs 256 --batch-size 16 --compile --shape 50257 1024 48 25 1600 \
+	$(PY) -m experiments.benchmark --device cuda --pairs 2048 --batch-size 64 --compile --out docs/benchmarks-gpu.md $(BENCH)
+	$(PY) -m experiments.benchmark --device cuda --pairs 256 --batch-size 16 --compile --shape 50257 1024 48 25 1600 \
 		--out docs/benchmarks-gpu-1.5B.md $(BENCH)
 
 links: $(VENV)/installed ## Renew the line numbers in the links of docs/derivation.md
-	$(PY) -m dpo_min.tools.links docs/derivation.md
+	$(PY) -m experiments.links docs/derivation.md
 
 lint: $(VENV)/installed ## Check style and formatting
 	$(VENV)/bin/ruff check .

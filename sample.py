@@ -14,12 +14,24 @@ import sys
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from dpo_min import options
-from dpo_min.options import COUNT, EXPONENT, FRACTION, NATURAL, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED, SIZE, flag
+from dpo_min.run import sample_flags
+from dpo_min.system import flags, program, signals
+from dpo_min.system.flags import (
+    COUNT,
+    EXPONENT,
+    FRACTION,
+    NATURAL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    SEED,
+    SIZE,
+    flag,
+)
 
 
 @dataclass
-class Config:
+class SampleFlags:
     """Every flag: its default, and when to change it."""
 
     model: Path = flag(MISSING, "model directory, such as a run's model/")
@@ -52,34 +64,35 @@ class Config:
 def prepare(argv):
     """(config, prompts); a mistake ends the program with one line and exit code 2."""
     try:
-        config, given = options.parse(Config, argv, __doc__.split("\n")[0])
-        options.check_sampling(config, given)
-        options.check_credit(config, given)
+        config, given = flags.parse(SampleFlags, argv, __doc__.split("\n")[0])
+        sample_flags.check_sampling(config, given)
+        sample_flags.check_credit(config, given)
         if config.prompt is not None:
-            options.refuse(given, ["prompts"], "with --prompt")
-            if not options.is_text(config.prompt):
+            flags.refuse(given, ["prompts"], "with --prompt")
+            if not flags.is_text(config.prompt):
                 raise ValueError("--prompt: not UTF-8 text")
             return config, [config.prompt]
-        return config, options.read_prompts(config.prompts)
+        return config, sample_flags.read_prompts(config.prompts)
     except ValueError as error:
-        options.stop(error)
+        program.stop(error)
     except KeyboardInterrupt:
-        options.stop("stopped before anything was asked", code=130)
+        program.stop("stopped before anything was asked", code=130)
 
 
 # Flags and prompts are checked before PyTorch is imported, which takes seconds: a mistake is named at once.
 if __name__ == "__main__":
     PREPARED = prepare(sys.argv[1:])
-    options.on_signals(options.quit_at_once)  # modules that are being loaded take no exception
+    signals.on_signals(signals.quit_at_once)  # modules that are being loaded take no exception
 
 import torch
 
-from dpo_min import credit, run
-from dpo_min.generate import beam_search, stream
-from dpo_min.packed import DecodingGPT
-from dpo_min.stop_strings import StopStrings
-from dpo_min.tokenizer import load_tokenizer
-from dpo_min.weights import load_model
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.decode.decoding_weights import DecodingGPT
+from dpo_min.decode.generate import beam_search, stream
+from dpo_min.decode.stop_strings import StopStrings
+from dpo_min.judge import credit
+from dpo_min.model.weights import load_model
+from dpo_min.system import devices
 
 DRAWING = "temperature top_k top_p min_p repetition_penalty min_new_tokens length_range".split()
 
@@ -104,7 +117,7 @@ def answers(config, model, tokenizer, prompt, generator, stop, echo):
 def sample(config, prompts):
     """Answer every prompt with the model, and with the reference if there is one."""
     try:
-        device, dtype = run.choose_device(config.device, config.dtype)
+        device, dtype = devices.choose_device(config.device, config.dtype)
         named = {"model": config.model} | ({"reference": config.reference} if config.reference else {})
         models = {name: load_model(path).to(device).eval() for name, path in named.items()}
         tokenizers = {name: load_tokenizer(path) for name, path in named.items()}
@@ -115,7 +128,7 @@ def sample(config, prompts):
                     raise ValueError(f"--prompt: {size} tokens leave no room in the {limit} positions of {named[name]}")
         judge = credit.Judge(config, models, tokenizers, device, dtype) if config.reference else None
     except ValueError as error:
-        options.stop(error)
+        program.stop(error)
     fast = {name: DecodingGPT(model, dtype) for name, model in models.items()}
     sources = {name: torch.Generator().manual_seed(config.seed ^ i) for i, name in enumerate(models)}
     live = sys.stdout.isatty() and config.num_samples == 1 and not (config.jsonl or config.num_beams or judge)
@@ -144,5 +157,5 @@ def sample(config, prompts):
 
 
 if __name__ == "__main__":
-    options.on_signals(options.interrupt)
-    sys.exit(run.guard(sample, *PREPARED))
+    signals.on_signals(signals.interrupt)
+    sys.exit(program.guard(sample, *PREPARED))

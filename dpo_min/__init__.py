@@ -1,41 +1,9 @@
 """Direct Preference Optimization, from the derivation to a trained model, in pure PyTorch.
 
-Read the files in the order below: each one imports only files above it.
+The mathematics stands at the front door: read its seven files in the order below. Behind it are the wings, each with
+one purpose, which its `__init__.py` says before it gives a reading order of its own. The mathematics imports none of
+the wings, a file imports only files above it, and a wing imports only wings above it.
 """
 
-READING_ORDER = (
-    "objective",
-    "preference",
-    "losses",
-    "gradient",
-    "logprob",
-    "gpt",
-    "exact",
-    "files",
-    "tokenizer",
-    "data",
-    "cache",
-    "packing",
-    "weights",
-    "distributed",
-    "checkpoint",
-    "reference",
-    "stop_strings",
-    "sampling",
-    "packed",
-    "generate",
-    "metrics",
-    "scoring",
-    "options",
-    "config",
-    "lint",
-    "optimizer",
-    "resume",
-    "watch",
-    "run",
-    "display",
-    "credit",
-    "evaluate",
-    "rlhf",
-    "ppo",
-)
+READING_ORDER = ("objective", "preference", "losses", "gradient", "logprob", "exact", "metrics")
+WINGS = ("system", "model", "data", "decode", "judge", "run", "rl")

@@ -1,7 +1,7 @@
 """What each lever bought: the textbook loop against the fast paths, added one at a time.
 
-    python -m dpo_min.tools.bench                                   GPT-2 124M, 24 pairs, on this machine
-    python -m dpo_min.tools.bench --data prefs.jsonl.gz --tokenizer gpt2/ --pairs 64
+    python -m experiments.benchmark                                   GPT-2 124M, 24 pairs, on this machine
+    python -m experiments.benchmark --data prefs.jsonl.gz --tokenizer gpt2/ --pairs 64
 
 Every row is a process of its own, with the same weights, pairs and steps, so that its peak memory is its own.
 Pairs per second count the reference's pass. Without --data the pairs have random tokens and the lengths of
@@ -28,17 +28,17 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
 
-from dpo_min import run
-from dpo_min.data import TokenizedPair, load_preferences, tokenize
+from dpo_min.data.batch import batch_logps, pack
+from dpo_min.data.rows import TokenizedPair, load_preferences, tokenize
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.decode.decoding_weights import DecodingGPT, PackedLinear
+from dpo_min.decode.generate import generate
 from dpo_min.exact import rectangle
-from dpo_min.generate import generate
-from dpo_min.gpt import GPT, GPTConfig
 from dpo_min.logprob import sequence_logprobs, token_logprobs
 from dpo_min.losses import LOSSES
-from dpo_min.packed import DecodingGPT, PackedLinear
-from dpo_min.packing import batch_logps, pack
+from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.preference import margin
-from dpo_min.tokenizer import load_tokenizer
+from dpo_min.system import devices
 
 BETA, LEARNING_RATE = 0.1, 1e-6
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
@@ -100,9 +100,9 @@ def measure(options):
     torch.set_num_threads(options.threads)
     level = list(LEVERS).index(options.variant)
     has = {name: i <= level for i, name in enumerate(LEVERS)}
-    device, dtype = run.choose_device(options.device, options.dtype)
+    device, dtype = devices.choose_device(options.device, options.dtype)
     if has["heap kept"]:
-        run.keep_heap()
+        devices.keep_heap()
     policy = GPT(GPTConfig(*options.shape), torch.Generator().manual_seed(0)).to(device)
     pairs = read_pairs(options, policy.config.vocab_size)
     size = options.batch_size
@@ -203,7 +203,7 @@ def bandwidth(device, size=2**28):
 def measure_decoding(options):
     """Prints a JSON line: the bytes of weights, the bytes that can be read a second, and tokens a second."""
     torch.set_num_threads(options.threads)
-    device, dtype = run.choose_device(options.device, options.dtype)
+    device, dtype = devices.choose_device(options.device, options.dtype)
     model = GPT(GPTConfig(*options.shape), torch.Generator().manual_seed(0)).to(device)
     config, rates = model.config, {}
     size = sum(p.numel() for name, p in model.named_parameters() if name != "wpe.weight") * dtype.itemsize
@@ -236,7 +236,7 @@ def decoding_table(options, result):
             rate = result["rates"][f"{way} {batch}"]
             ratio, read = rate / result["rates"][f"cast {batch}"], rate / batch * size
             lines.append(f"| {words} | {batch} | {rate:.1f} | {ratio:.1f} | {read / 1e9:.1f} | {read / most:.0%} |")
-    device = run.choose_device(options.device, options.dtype)[0]
+    device = devices.choose_device(options.device, options.dtype)[0]
     return f"""{hardware(device)}, {options.threads} threads, PyTorch {torch.__version__}, {options.dtype}. Prompts of
 {PROMPT_TOKENS} tokens, {NEW_TOKENS} new ones each, top-k {TOP_K}; the time of the prompts is counted. A step reads
 {size / 1e6:.0f} MB of weights once, however many rows it has; reading alone ran at {most / 1e9:.0f} GB/s, which
@@ -247,7 +247,7 @@ would be {most / size:.0f} steps a second.
 
 def run_variant(options, variant):
     """One row, {"seconds", "losses", "peak"}, in a process of its own."""
-    arguments = [sys.executable, "-m", "dpo_min.tools.bench", "--variant", variant]
+    arguments = [sys.executable, "-m", "experiments.benchmark", "--variant", variant]
     for name in ("pairs", "batch_size", "data", "tokenizer", "device", "dtype", "threads"):
         if (value := getattr(options, name)) is not None:
             arguments += [f"--{name.replace('_', '-')}", str(value)]
@@ -280,7 +280,7 @@ def hardware(device):
 
 def table(options, rows):
     """The page's text from name → result, Markdown; ratios are against the first row."""
-    device, dtype = run.choose_device(options.device, options.dtype)
+    device, dtype = devices.choose_device(options.device, options.dtype)
     config = GPTConfig(*options.shape)
     pairs = read_pairs(options, config.vocab_size)
     tokens, flops, peak = sum(p.num_tokens for p in pairs), needed_flops(config, pairs), matmul_peak(device, dtype)

@@ -1,6 +1,6 @@
 """Where the demo's reward went: docs/credit.png, from a run and pairs that it never saw.
 
-    python -m dpo_min.tools.credit runs/demo --data fresh.jsonl --out docs/credit.png
+    python -m experiments.credit_picture runs/demo --data fresh.jsonl --out docs/credit.png
 
 Above, the first pair of the data token by token. Below, the mean reward of a token over the first thousand pairs, by
 what it says: the rule that made the preferences counts words of praise and of complaint, and nobody told the model.
@@ -13,14 +13,14 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dpo_min.credit import spans, token_rewards
-from dpo_min.data import load_preferences, tokenize
-from dpo_min.display import level
-from dpo_min.metrics import mean
-from dpo_min.options import run_settings
-from dpo_min.tokenizer import load_tokenizer
-from dpo_min.tools.demo import COMPLAINT, COMPLAINT_VERBS, PRAISE, PRAISE_VERBS
-from dpo_min.weights import load_model
+from dpo_min.data.rows import load_preferences, tokenize
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.judge.credit import spans, token_rewards
+from dpo_min.judge.display import level
+from dpo_min.judge.statistics import mean
+from dpo_min.judge.trained_with import run_settings
+from dpo_min.model.weights import load_model
+from experiments.demo import COMPLAINT, COMPLAINT_VERBS, PRAISE, PRAISE_VERBS
 
 LESS, MORE = (213 / 255, 94 / 255, 0), (0, 114 / 255, 178 / 255)  # orange and blue, as in display.py
 COLUMNS, SIZE = 100, 9  # characters a line, and points

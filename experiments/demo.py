@@ -1,6 +1,6 @@
 """Preference data with a known reward: short film reviews, written by a grammar and judged by a formula.
 
-    python -m dpo_min.tools.demo --pairs 8000 --out prefs.jsonl --seed 0
+    python -m experiments.demo --pairs 8000 --out prefs.jsonl --seed 0
 
 Real preferences hide the reward that made them, so "better" is a matter of opinion. Here it is a fact:
 `reward` counts words of praise against words of complaint, two reviews of a film are drawn independently,
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from dpo_min.data.tokenizer import Tokenizer
 from dpo_min.preference import bradley_terry
-from dpo_min.tokenizer import Tokenizer
 
 TITLE_FIRST = """amber ancient blue broken burning crimson distant early electric fallen forgotten frozen golden
  hidden iron last lonely midnight paper quiet restless scarlet second silent silver sleeping stolen velvet
@@ -58,7 +58,7 @@ def reward(review):
 
 
 def score(prompt, review):
-    """The reward of an answer, for `python -m dpo_min.evaluate --scorer dpo_min.tools.demo:score`."""
+    """The reward of an answer, for `python -m dpo_min.judge.evaluate --scorer experiments.demo:score`."""
     return reward(review)
 
 

@@ -1,4 +1,4 @@
-"""Every picture of docs/derivation.md: `python -m dpo_min.tools.figures` draws docs/figures/*.png from nothing.
+"""Every picture of docs/derivation.md: `python -m experiments.figures` draws docs/figures/*.png from nothing.
 
 Each function draws one picture out of the library's own functions, and returns the Figure, whose lines hold
 the numbers that were drawn. Readable in black and white: a line style, a marker or a label beside each colour.

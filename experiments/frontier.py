@@ -1,6 +1,6 @@
 """Reward against KL for DPO and what it replaces: runs methods.py, and writes frontier.md and its pictures.
 
-    python -m dpo_min.tools.frontier [--part exact|reviews|pages] [--seeds 3] [--workers 2]
+    python -m experiments.frontier [--part exact|reviews|pages] [--seeds 3] [--workers 2]
 
 Every finished run is a line of runs/frontier/exact.jsonl or reviews.jsonl; the same command goes on where it stopped.
 """
@@ -20,12 +20,11 @@ from statistics import fmean
 
 import torch
 
-from dpo_min.data import fingerprint
+from dpo_min.data.rows import fingerprint
+from dpo_min.model.weights import model_fingerprint
 from dpo_min.objective import kl_divergence, optimal_policy
-from dpo_min.options import stop
-from dpo_min.reference import model_fingerprint
-from dpo_min.tools import demo, methods
-from dpo_min.tools import frontier_page as page
+from dpo_min.system.program import stop
+from experiments import demo, frontier_page, methods
 
 POINTS = {"exact": 20, "reviews": 6}  # measurements of a run, the reference not counted
 TABLES = {"exact": methods.EXACT, "reviews": methods.REVIEWS}
@@ -121,12 +120,12 @@ TOLERANCE = 1e-9  # what rounding may lift a point above the optimum's curve
 
 def exact_section(lines):
     """(text, panel, highest excess over the optimum) of the language whose answers can be listed."""
-    world, groups = methods.exact_language()[1], page.group(lines)
+    world, groups = methods.exact_language()[1], frontier_page.group(lines)
     points = [point for line in lines for point in line["path"]]
-    excess = -min(page.gaps(world, points))
+    excess = -min(frontier_page.gaps(world, points))
     levels = torch.tensor(LEVELS["exact"], dtype=torch.float64)
-    optimum = page.optimum_reward(world.log_ref, world.reward, levels).tolist()
-    best = page.best_at(world.log_ref, world.reward, LEVELS["exact"])
+    optimum = frontier_page.optimum_reward(world.log_ref, world.reward, levels).tolist()
+    best = frontier_page.best_at(world.log_ref, world.reward, LEVELS["exact"])
     last = {method.label: [run["path"][-1] for run in runs] for method, runs in groups.items()}
     distance = {k: fmean(p["distance"] for p in points) for k, points in last.items() if "distance" in points[0]}
     start = [optimal_policy(world.log_ref, world.reward, beta) for beta in (1, 0.1)]
@@ -135,30 +134,32 @@ def exact_section(lines):
         points=len(points),
         height=f"{abs(excess):.1e} {'above' if excess > 0 else 'below'}",
         warmup=methods.WARMUP,
-        settings=page.settings_table(groups),
-        ends=page.end_table(groups, world),
-        equal=page.equal_kl_table(groups, LEVELS["exact"], optimum, best),
-        costs=page.cost_table(groups),
-        best=page.best_table(world.log_ref, world.reward),
+        settings=frontier_page.settings_table(groups),
+        ends=frontier_page.end_table(groups, world),
+        equal=frontier_page.equal_kl_table(groups, LEVELS["exact"], optimum, best),
+        costs=frontier_page.cost_table(groups),
+        best=frontier_page.best_table(world.log_ref, world.reward),
         accuracy=accuracy(groups),
         start1=start[0],
         start01=start[1],
         distance=defaultdict(lambda: math.nan, distance),
-        below=defaultdict(lambda: math.nan, {k: fmean(page.gaps(world, points)) for k, points in last.items()}),
+        below=defaultdict(
+            lambda: math.nan, {k: fmean(frontier_page.gaps(world, points)) for k, points in last.items()}
+        ),
     )
-    return text, ("85 answers, everything exact", *page.curves(world.log_ref, world.reward), groups), excess
+    return text, ("85 answers, everything exact", *frontier_page.curves(world.log_ref, world.reward), groups), excess
 
 
 def review_section(lines, seeds):
     """(text, panel) of the demo's reviews."""
-    groups = page.group(lines)
+    groups = frontier_page.group(lines)
     rewards = torch.tensor(next(line["rewards"] for line in lines if not line["method"]), dtype=torch.float64)
     log_ref = torch.full_like(rewards, -math.log(len(rewards)))
     highest = math.log(len(rewards) / 20)  # beyond, fewer than twenty answers carry the estimate
     levels = torch.tensor(LEVELS["reviews"], dtype=torch.float64)
     optimum, best = (
-        page.optimum_reward(log_ref, rewards, levels).tolist(),
-        page.best_at(log_ref, rewards, levels.tolist()),
+        frontier_page.optimum_reward(log_ref, rewards, levels).tolist(),
+        frontier_page.best_at(log_ref, rewards, levels.tolist()),
     )
     text = REVIEWS_TEXT.format(
         prompts=len(demo.prompts(held_out=True)),
@@ -168,13 +169,13 @@ def review_section(lines, seeds):
         finished=sum(len(runs) for runs in groups.values()),
         planned=seeds * len(methods.REVIEWS),
         seeds=seeds,
-        settings=page.settings_table(groups),
-        ends=page.end_table(groups),
-        equal=page.equal_kl_table(groups, LEVELS["reviews"], optimum, best),
-        costs=page.cost_table(groups),
+        settings=frontier_page.settings_table(groups),
+        ends=frontier_page.end_table(groups),
+        equal=frontier_page.equal_kl_table(groups, LEVELS["reviews"], optimum, best),
+        costs=frontier_page.cost_table(groups),
         accuracy=accuracy(groups),
     )
-    return text, ("the demo's reviews", *page.curves(log_ref, rewards, highest), groups)
+    return text, ("the demo's reviews", *frontier_page.curves(log_ref, rewards, highest), groups)
 
 
 def accuracy(groups):
@@ -182,14 +183,14 @@ def accuracy(groups):
     found = {
         (run["seed"], run["reward_accuracy"]) for runs in groups.values() for run in runs if "reward_accuracy" in run
     }
-    return page.with_interval([value for _, value in sorted(found)]) if found else "not there yet"
+    return frontier_page.with_interval([value for _, value in sorted(found)]) if found else "not there yet"
 
 
 def write(options, results):
     """Pictures and the page; returns the exit code, 1 if a point lies above the optimum."""
     figures = options.out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    exact, reached = page.draw_bandit(figures / "frontier-bandit.png")
+    exact, reached = frontier_page.draw_bandit(figures / "frontier-bandit.png")
     sections, panels, excess = [BANDIT_TEXT.format(exact=f"{exact:.2f}", reached=f"{reached:.2f}")], [], 0.0
     if results["exact"]:
         text, panel, excess = exact_section(results["exact"])
@@ -198,7 +199,7 @@ def write(options, results):
         text, panel = review_section(results["reviews"], options.seeds)
         sections, panels = [*sections, text], [*panels, panel]
     if panels:
-        page.draw_frontier(panels, figures / "frontier.png")
+        frontier_page.draw_frontier(panels, figures / "frontier.png")
     (options.out / "frontier.md").write_text(INTRODUCTION + "\n".join(sections) + PAPER_TEXT, encoding="utf-8")
     print(f"written: {options.out / 'frontier.md'}")
     if excess > TOLERANCE:
@@ -223,7 +224,7 @@ which the curve begins as a straight line.
 
 BANDIT_TEXT = """## First, five arms
 
-The policy gradient where it can be seen whole ([rlhf.py](../dpo_min/rlhf.py)): a softmax over five arms. The exact
+The policy gradient where it can be seen whole ([rlhf.py](../dpo_min/rl/rlhf.py)): a softmax over five arms. The exact
 gradient ends at E[r] = {exact}. Four draws a step lead to the same place with a leave-one-out baseline, if not always
 soon; without one, every arm that is drawn is pushed up, and some runs settle on an arm that is not the best. Maximum
 likelihood of the arms preferred in 500 pairs ends at {reached}: it repeats what was preferred as often as it was

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from dpo_min.objective import expectation, kl_divergence, log_partition, optimal_policy
-from dpo_min.rlhf import best_of_n, best_of_n_kl_bound, exact_gradient, likelihood_gradient, sampled_gradient
-from dpo_min.tools.methods import Method
+from dpo_min.rl.rlhf import best_of_n, best_of_n_kl_bound, exact_gradient, likelihood_gradient, sampled_gradient
+from experiments.methods import Method
 
 # Student's t, 97.5 %, by the number of runs that a mean is over.
 STUDENT = dict(zip(range(2, 11), (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262), strict=True))

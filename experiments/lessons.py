@@ -1,6 +1,6 @@
 """What one needs to know about preference data, each lesson from a run: writes data.md and its pictures.
 
-    python -m dpo_min.tools.lessons [--out docs]
+    python -m experiments.lessons [--out docs]
 
 The language can be listed, so reward, KL and the distance from π_r are exact; only the data are drawn.
 """
@@ -18,15 +18,15 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
 
-from dpo_min.data import TokenizedPair
+from dpo_min.data.batch import batch_logps, pack
+from dpo_min.data.rows import TokenizedPair
 from dpo_min.losses import LOSSES
 from dpo_min.objective import expectation, kl_divergence, objective, optimal_policy
-from dpo_min.optimizer import schedule
-from dpo_min.packing import batch_logps, pack
 from dpo_min.preference import margin
-from dpo_min.rlhf import update
-from dpo_min.tools import theorem
-from dpo_min.tools.frontier_page import table
+from dpo_min.rl.rlhf import update
+from dpo_min.run.optimizer import schedule
+from experiments import theorem
+from experiments.frontier_page import table
 
 SEEDS = (0, 1, 2)
 BATCH = 100  # pairs to a step

@@ -1,4 +1,4 @@
-"""Links from prose to code, kept true: `python -m dpo_min.tools.links docs/derivation.md` renews their line numbers.
+"""Links from prose to code, kept true: `python -m experiments.links docs/derivation.md` renews their line numbers.
 
 A link is written [`name`](path.py#L1), the name being what is defined on that line: a function, a class, a
 constant, or a row of LOSSES in quotation marks.

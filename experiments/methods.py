@@ -10,22 +10,22 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from dpo_min.data import TokenizedPair, load_preferences, tokenize
+from dpo_min.data.batch import batch_logps, batches, pack
+from dpo_min.data.rows import TokenizedPair, load_preferences, tokenize
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.decode.generate import generate
 from dpo_min.exact import exact_log_policy
-from dpo_min.generate import generate
-from dpo_min.gpt import GPT
+from dpo_min.judge.scoring import log_ratios
+from dpo_min.judge.statistics import Z_95, mean_interval
 from dpo_min.losses import LOSSES
-from dpo_min.metrics import Z_95, mean_interval
+from dpo_min.model.gpt import GPT
+from dpo_min.model.weights import load_model
 from dpo_min.objective import expectation, kl_divergence, optimal_policy
-from dpo_min.optimizer import schedule
-from dpo_min.packing import batch_logps, batches, pack
-from dpo_min.ppo import PPO, PPOConfig
 from dpo_min.preference import margin
-from dpo_min.rlhf import ScalarGPT, fit_reward, reinforce_step, reward_accuracy, roll_out, update
-from dpo_min.scoring import log_ratios
-from dpo_min.tokenizer import load_tokenizer
-from dpo_min.tools import demo, theorem
-from dpo_min.weights import load_model
+from dpo_min.rl.ppo import PPO, PPOConfig
+from dpo_min.rl.rlhf import ScalarGPT, fit_reward, reinforce_step, reward_accuracy, roll_out, update
+from dpo_min.run.optimizer import schedule
+from experiments import demo, theorem
 
 WARMUP = 10  # optimiser steps, of every method; then the learning rate falls as a cosine
 

@@ -1,6 +1,6 @@
 """The proof, written out: runs theorem.py and writes proof.md and its pictures.
 
-    python -m dpo_min.tools.proof [--out docs]
+    python -m experiments.proof [--out docs]
 
 Prints each of the five results as it comes; exit code 1 if one misses its threshold.
 """
@@ -18,8 +18,8 @@ import torch
 
 from dpo_min.losses import LOSSES
 from dpo_min.objective import expectation, kl_divergence, objective, optimal_policy
-from dpo_min.tools import theorem
-from dpo_min.tools.theorem import FLIPS
+from experiments import theorem
+from experiments.theorem import FLIPS
 
 TABLE_KL, GPT_KL, SLOPE_ERROR = 1e-10, 1e-3, 0.05  # thresholds: nats, nats, distance of the fitted slope from −1
 

@@ -1,6 +1,6 @@
 """What the demo's model learnt, against the reward that is known: a table in words, in Markdown, and a picture.
 
-    python -m dpo_min.tools.report runs/demo
+    python -m experiments.report runs/demo
 
 Both models answer prompts whose films no preference ever named. The table and the picture are written
 beside the run as report.md and report.png.
@@ -16,12 +16,13 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
 
-from dpo_min.generate import generate
-from dpo_min.metrics import mean_interval, wilson_interval, wins
-from dpo_min.scoring import log_ratios
-from dpo_min.tokenizer import load_tokenizer
-from dpo_min.tools.demo import prompts, review, reward
-from dpo_min.weights import load_model
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.decode.generate import generate
+from dpo_min.judge.scoring import log_ratios
+from dpo_min.judge.statistics import mean_interval, wilson_interval
+from dpo_min.metrics import wins
+from dpo_min.model.weights import load_model
+from experiments.demo import prompts, review, reward
 
 SAMPLES = 4  # to each held-out prompt
 EXAMPLES = 3

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import torch
 
-from dpo_min.data import TokenizedPair
+from dpo_min.data.batch import batch_logps, pack
+from dpo_min.data.rows import TokenizedPair
 from dpo_min.exact import enumerate_completions, exact_log_policy
-from dpo_min.gpt import GPT, GPTConfig
+from dpo_min.judge.statistics import Z_95
 from dpo_min.losses import LOSSES
-from dpo_min.metrics import Z_95
+from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.objective import kl_divergence, optimal_policy
-from dpo_min.optimizer import schedule
-from dpo_min.packing import batch_logps, pack
 from dpo_min.preference import bradley_terry, margin
+from dpo_min.run.optimizer import schedule
 
 PROMPT = [0]
 BOTTOMLESS = -1e6  # a mean loss below this has no minimum: the losses that have one are least above −1

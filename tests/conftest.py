@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 import torch
 
-from dpo_min.gpt import GPT, GPTConfig
+from dpo_min.model.gpt import GPT, GPTConfig
 
 # In CI every run draws the same examples, so that a failure there is a failure here.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)

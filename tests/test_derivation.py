@@ -13,7 +13,7 @@ from dpo_min.preference import bradley_terry
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = (DOCS / "derivation.md").read_text(encoding="utf-8")
-links = pytest.importorskip("dpo_min.tools.links", reason="the tool that renews the links is deletable")
+links = pytest.importorskip("experiments.links", reason="the tool that renews the links is deletable")
 
 
 def tensor(*values):

@@ -16,16 +16,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a program, it is run from anywhere
 
 import train
-from dpo_min import distributed, options
-from dpo_min.config import PREFERENCE_LOSSES, Config
-from dpo_min.data import TokenizedPair
-from dpo_min.gpt import GPT, GPTConfig
+from dpo_min.data.rows import TokenizedPair
 from dpo_min.logprob import sequence_logprobs
+from dpo_min.model.gpt import GPT, GPTConfig
+from dpo_min.run import distributed
+from dpo_min.run.train_flags import LOSS_NAMES, TrainFlags
+from dpo_min.system import launcher
 
 GOLDEN = Path(__file__).with_name("golden") / "losses.json"
 STEPS, SIZES = 10, GPTConfig(vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=8)
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
-LOSSES = ["sft", *PREFERENCE_LOSSES]
+LOSSES = ["sft", *LOSS_NAMES]
 
 
 def draw_pairs(n, seed):
@@ -62,7 +63,7 @@ class Padded(train.Stage):
 
 def trajectory(directory, dtype="float64", kind=train.Stage, cached=True, **settings):
     """The losses of the run: of every step, and of the held-out pairs before, between and after."""
-    config = Config(
+    config = TrainFlags(
         data=[], batch_size=6, max_steps=STEPS, learning_rate=0.01, warmup_steps=2, weight_decay=0.1, max_grad_norm=0.5,
         log_every=1, eval_every=4, **({"loss_type": "sigmoid", "micro_batch_size": 2} | settings),
     )  # fmt: skip
@@ -116,7 +117,7 @@ def test_two_processes_have_the_same_trajectory(tmp_path, golden):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if len(sys.argv) > 1:  # one of the test's two processes
-        options.print_once()
+        launcher.print_once()
         distributed.start("cpu")
         trajectory(sys.argv[1])
         distributed.end()

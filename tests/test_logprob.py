@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpo_min.data import TokenizedPair
+from dpo_min.data.batch import batch_logps, pack
+from dpo_min.data.rows import TokenizedPair
 from dpo_min.exact import enumerate_completions, rectangle
 from dpo_min.logprob import sequence_logprobs, token_logprobs
-from dpo_min.packing import batch_logps, pack
 from dpo_min.preference import margin
 
 END = 4  # end-of-text of tiny_gpt

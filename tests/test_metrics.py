@@ -7,19 +7,9 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from dpo_min.judge.statistics import BINS, Z_95, calibration, correlation, mean, mean_interval, rate, wilson_interval
 from dpo_min.losses import LOSSES
-from dpo_min.metrics import (
-    BINS,
-    Z_95,
-    calibration,
-    correlation,
-    mean,
-    mean_interval,
-    preference_metrics,
-    rate,
-    wilson_interval,
-    wins,
-)
+from dpo_min.metrics import preference_metrics, wins
 from dpo_min.preference import margin
 
 nats = st.floats(-1000, 0)

@@ -15,10 +15,14 @@ import pytest
 OBJECTIVE, PREFERENCE = "tests/test_objective.py::test_", "tests/test_preference.py::test_"
 LOSSES, GRADIENT = "tests/test_losses.py::test_", "tests/test_gradient.py::test_"
 LOGPROB, EXACT = "tests/test_logprob.py::test_", "tests/test_exact.py::test_"
-PACKING, REFERENCE = "tests/test_packing.py::test_", "tests/test_reference.py::test_"
+PACKING, REFERENCE = "tests/data/test_batch.py::test_", "tests/run/test_stored_reference.py::test_"
 METRICS = "tests/test_metrics.py::test_"
-GPT, GENERATE, TRAIN = "tests/test_gpt.py::test_", "tests/test_generate.py::test_", "tests/test_train.py::test_"
-SAMPLING = "tests/test_sampling.py::test_"
+GPT, GENERATE, TRAIN = (
+    "tests/model/test_gpt.py::test_",
+    "tests/decode/test_generate.py::test_",
+    "tests/test_train.py::test_",
+)
+SAMPLING = "tests/decode/test_sampling.py::test_"
 
 BY_HAND = OBJECTIVE + "objective_and_optimum_worked_by_hand"
 KL_BY_HAND = OBJECTIVE + "kl_worked_by_hand_in_both_directions"

@@ -1,75 +1,153 @@
-"""The house: every file imports only files above it, and the core needs neither tools nor anything it did not name."""
+"""The house: every file imports only files above it, by whatever means, and stays short enough to be read."""
 
 import ast
+import importlib
+import re
 import sys
 from pathlib import Path
+
+import pytest
 
 import dpo_min
 
 PACKAGE = Path(dpo_min.__file__).parent
+ROOT = PACKAGE.parent
 RUNTIME = {"torch", "tiktoken", "numpy"}
+PICTURES = {"matplotlib"}  # the extra `plots`
+IMPORTERS = {"import_module", "run_module", "run_path", "__import__", "find_spec", "importorskip"}
+CODE = re.compile(r"(?:from|import) (dpo_min[.\w]*)")
+
+
+def modules():
+    """Dotted name → path of every file of the package, in the reading order of the house."""
+    order = [f"dpo_min.{name}" for name in dpo_min.READING_ORDER]
+    for wing in dpo_min.WINGS:
+        order += [f"dpo_min.{wing}.{name}" for name in importlib.import_module(f"dpo_min.{wing}").READING_ORDER]
+    return {name: PACKAGE.parent / (name.replace(".", "/") + ".py") for name in order}
+
+
+MODULES = modules()
 
 
 def imports(path):
-    """Full names of the modules that a file imports, wherever in it the import stands."""
+    """Full names of the modules that a file imports: by statement, by name in a call, or in code that it holds as text.
+
+    A module whose name is computed appears as "?".
+    """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
+            yield "." if node.level else node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call):
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
+            if function in IMPORTERS:
+                yield node.args[0].value if isinstance(node.args[0], ast.Constant) else "?"
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from CODE.findall(node.value)
 
 
 def out_of_order(name, names, order):
-    """The modules of the package that `name` imports although they do not stand above it."""
-    ours = {n.split(".")[1] for n in names if n.startswith("dpo_min.")}
-    return sorted(ours - set(order[: order.index(name)]))
+    """What `name` imports of the house although it does not stand above it."""
+    above = set(order[: order.index(name)])
+    ours = {n for n in names if n in order or n.split(".")[0] in ("experiments", "train", "sample", "tests")}
+    return sorted(ours - above - {name})
 
 
-def test_the_reading_order_names_every_file_once():
-    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert sorted(dpo_min.READING_ORDER) == sorted(files)
+@pytest.mark.parametrize("name", MODULES)
+def test_a_file_imports_only_files_above_it(name):
+    assert out_of_order(name, imports(MODULES[name]), [*MODULES]) == []
 
 
-def test_every_file_imports_only_files_above_it():
-    for name in dpo_min.READING_ORDER:
-        assert out_of_order(name, imports(PACKAGE / f"{name}.py"), dpo_min.READING_ORDER) == [], name
+def test_the_reading_orders_name_every_file_once():
+    files = {path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    assert sorted(MODULES.values()) == sorted(files)
 
 
-def test_an_import_from_below_or_of_tools_would_be_seen():
-    order = ("losses", "data")
-    assert out_of_order("losses", ["torch", "dpo_min.data"], order) == ["data"]
-    assert out_of_order("data", ["dpo_min.losses", "dpo_min.tools.demo"], order) == ["tools"]
+def test_every_wing_says_what_it_is_for_and_imports_nothing_by_itself():
+    for wing in ("", *dpo_min.WINGS):
+        path = PACKAGE / wing / "__init__.py"
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert len(ast.get_docstring(tree)) > 60, path
+        assert [*imports(path)] == [], path
 
 
-def test_the_core_imports_no_package_beyond_the_three():
-    for path in [*PACKAGE.glob("*.py"), *(PACKAGE.parent / name for name in ("train.py", "sample.py"))]:
-        roots = {name.split(".")[0] for name in imports(path)}
-        assert roots <= RUNTIME | {"dpo_min"} | set(sys.stdlib_module_names), path
+def test_an_import_from_below_would_be_seen_however_it_is_written(tmp_path):
+    """Kills: a check of import statements alone."""
+    order = ["dpo_min.losses", "dpo_min.data.rows"]
+    for line in (
+        "import dpo_min.data.rows",
+        "from dpo_min.data import rows",
+        "from dpo_min.data.rows import tokenize",
+        "def f():\n    from dpo_min.data import rows",
+        "importlib.import_module('dpo_min.data.rows')",
+        "import_module('dpo_min.data.rows')",
+        "runpy.run_module('dpo_min.data.rows')",
+        "__import__('dpo_min.data.rows')",
+        "run([python, '-c', 'from dpo_min.data.rows import serve; serve()'])",
+    ):
+        (tmp_path / "losses.py").write_text(line)
+        assert out_of_order("dpo_min.losses", imports(tmp_path / "losses.py"), order) == ["dpo_min.data.rows"], line
+    assert out_of_order("dpo_min.losses", ["experiments.demo", "train"], order) == ["experiments.demo", "train"]
+
+
+def test_only_a_users_own_module_is_imported_by_a_computed_name():
+    assert [name for name in MODULES if "?" in imports(MODULES[name])] == ["dpo_min.judge.evaluate"]
+
+
+def test_the_package_imports_no_package_beyond_the_three():
+    programs = [ROOT / "train.py", ROOT / "sample.py"]
+    for path in [*MODULES.values(), *programs]:
+        roots = {name.split(".")[0] for name in imports(path)} - {"?"}
+        pictures = PICTURES if "picture" in path.name else set()
+        assert roots <= RUNTIME | pictures | {"dpo_min"} | set(sys.stdlib_module_names), path
 
 
 def test_nothing_imports_hugging_face():
-    for path in PACKAGE.parent.glob("[dts]*/**/*.py"):
-        roots = {name.split(".")[0] for name in imports(path)}
-        assert roots.isdisjoint({"transformers", "datasets", "trl", "accelerate", "tokenizers", "safetensors"}), path
+    peers = {"transformers", "datasets", "trl", "accelerate", "tokenizers", "safetensors", "peft"}
+    for path in [*MODULES.values(), *ROOT.glob("*.py"), *ROOT.glob("experiments/*.py"), *ROOT.glob("tests/**/*.py")]:
+        assert {name.split(".")[0] for name in imports(path)}.isdisjoint(peers), path
 
 
-def test_the_first_read_stays_short():
-    def lines(*names):
-        return sum(len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in names)
-
-    assert lines("gpt") <= 200
-    assert lines("objective", "preference", "losses", "gradient", "logprob") < 450
-    assert len((PACKAGE.parent / "train.py").read_text(encoding="utf-8").splitlines()) <= 350
+def test_nothing_on_the_way_of_dpo_imports_the_road_that_it_replaces():
+    """rl/ can be deleted with the experiments that use it. Kills: a loss or a metric that lives there."""
+    for path in [*MODULES.values(), ROOT / "train.py", ROOT / "sample.py"]:
+        if path.parent.name != "rl":
+            assert not any(name.startswith("dpo_min.rl") for name in imports(path)), path
 
 
-def test_nothing_on_the_way_of_dpo_imports_the_other_road():
-    """rlhf.py and ppo.py can be deleted with the tools that use them. Kills: a loss or a metric that lives there."""
-    for name in (*dpo_min.READING_ORDER, "../train", "../sample"):
-        if name not in ("rlhf", "ppo"):
-            assert {"dpo_min.rlhf", "dpo_min.ppo"}.isdisjoint(imports(PACKAGE / f"{name}.py")), name
+# How long things may be.
+
+LONGEST_FILE, LONGEST_FUNCTION = 300, 40
+# Everything that a preference passes on its way to a step.
+WAY = ("model.gpt", "data.rows", "data.tokenizer", "data.batch")
 
 
-def test_the_other_road_reads_in_one_sitting():
-    for name in ("rlhf", "ppo"):
-        assert len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= 300
+def lines(path):
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_no_file_is_longer_than_one_idea():
+    assert {name: lines(path) for name, path in MODULES.items() if lines(path) > LONGEST_FILE} == {}
+
+
+def test_no_function_is_longer_than_a_paragraph():
+    """Its docstring is not counted."""
+    long = {}
+    for name, path in {**MODULES, "train": ROOT / "train.py", "sample": ROOT / "sample.py"}.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+                size = node.end_lineno - first.lineno + 2  # with its def
+                if size > LONGEST_FUNCTION:
+                    long[f"{name}.{node.name}"] = size
+    assert long == {}
+
+
+def test_the_house_keeps_its_limits():
+    mathematics = sum(lines(MODULES[f"dpo_min.{name}"]) for name in dpo_min.READING_ORDER)
+    assert mathematics <= 650
+    assert lines(ROOT / "train.py") <= 260
+    assert mathematics + sum(lines(MODULES[f"dpo_min.{name}"]) for name in WAY) + lines(ROOT / "train.py") <= 2000
+    assert sum(map(lines, MODULES.values())) <= 7000

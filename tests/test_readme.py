@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dpo_min.gpt import GPT, GPTConfig
-from dpo_min.run import save_model_directory
-from dpo_min.tokenizer import load_tokenizer
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.model.gpt import GPT, GPTConfig
+from dpo_min.run.session import save_model_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def copy(tmp_path_factory):
 
 
 def test_every_command_of_the_readme_runs_in_order(copy):
-    pytest.importorskip("dpo_min.tools.report", reason="the demo is deletable")
+    pytest.importorskip("experiments.report", reason="the demo is deletable")
     assert len(COMMANDS) >= 10
     for command in COMMANDS:
         small = command.replace("--pairs 2000", "--pairs 64")
@@ -90,7 +90,7 @@ def test_the_readme_is_short_and_tours_every_file():
 def test_the_flags_and_metrics_that_the_readme_names_exist():
     shown = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     sampler = subprocess.run([sys.executable, "sample.py", "--help"], cwd=ROOT, capture_output=True, text=True)
-    evaluator = [sys.executable, "-m", "dpo_min.evaluate", "--help"]
+    evaluator = [sys.executable, "-m", "dpo_min.judge.evaluate", "--help"]
     known = subprocess.run(evaluator, cwd=ROOT, capture_output=True, text=True).stdout
     known += shown.stdout + sampler.stdout + " --pairs --help --nproc_per_node --check --against"
     for flag in set(re.findall(r"--[a-z][a-z-]+", README)):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import sample
-from dpo_min import run
-from dpo_min.gpt import GPT, GPTConfig
-from dpo_min.run import save_model_directory
-from dpo_min.tokenizer import load_tokenizer
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.model.gpt import GPT, GPTConfig
+from dpo_min.run.session import save_model_directory
+from dpo_min.system import program
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def models(tmp_path_factory):
 
 
 def ask(*argv):
-    return run.guard(sample.sample, *sample.prepare([str(a) for a in argv]))
+    return program.guard(sample.sample, *sample.prepare([str(a) for a in argv]))
 
 
 def answers(capsys, *argv):

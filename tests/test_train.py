@@ -17,16 +17,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import train
-from dpo_min import checkpoint, run
-from dpo_min.config import PREFERENCE_LOSSES, SMOOTHED, Config
-from dpo_min.data import TokenizedPair
-from dpo_min.gpt import GPT, GPTConfig
+from dpo_min.data.batch import pack
+from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.losses import LOSSES
-from dpo_min.optimizer import schedule
-from dpo_min.packing import pack
+from dpo_min.model.gpt import GPT, GPTConfig
+from dpo_min.model.weights import load_model
 from dpo_min.preference import margin
-from dpo_min.tokenizer import load_tokenizer
-from dpo_min.weights import load_model
+from dpo_min.run import checkpoint, log
+from dpo_min.run.job import prepare
+from dpo_min.run.optimizer import schedule
+from dpo_min.run.train_flags import LOSS_NAMES, SMOOTHED, TrainFlags
+from dpo_min.system import program
 
 ROOT = Path(train.__file__).parent
 LOG_2 = 0.6931471805599453
@@ -45,7 +47,7 @@ def write(path, values):
 
 def fit(*argv):
     """Run the command line in this process; returns its exit code."""
-    return run.guard(train.train, *train.prepare([str(a) for a in argv]))
+    return program.guard(train.train, prepare([str(a) for a in argv]))
 
 
 def metrics(directory, split=None):
@@ -79,7 +81,7 @@ def init(tmp_path_factory, prefs):
 
 def test_the_command_makes_a_better_model_of_1000_demo_pairs(tmp_path):
     """The held-out loss falls below log 2 and the reward that made the labels rises."""
-    demo = pytest.importorskip("dpo_min.tools.demo", reason="the demo is deletable")
+    demo = pytest.importorskip("experiments.demo", reason="the demo is deletable")
     generator = torch.Generator().manual_seed(0)
     data = write(tmp_path / "prefs.jsonl", [demo.make_pair(generator) for _ in range(1000)])
     reviews = write(tmp_path / "reviews.jsonl", [demo.make_pair(generator, unlabelled=True) for _ in range(2000)])
@@ -96,7 +98,7 @@ def test_the_command_makes_a_better_model_of_1000_demo_pairs(tmp_path):
     assert losses[0] == pytest.approx(LOG_2, abs=1e-7)
     assert min(losses) < LOG_2 - 0.02
     assert (out / "curves.png").stat().st_size > 10_000
-    report = pytest.importorskip("dpo_min.tools.report")
+    report = pytest.importorskip("experiments.report")
     tokenizer = load_tokenizer(out / "model")
     policy, reference = load_model(out / "model"), load_model(out / "reference")
     texts = [report.answer(model, tokenizer, demo.prompts(held_out=True) * 8, seed=0) for model in (reference, policy)]
@@ -164,11 +166,11 @@ def test_one_step_moves_the_policy_and_not_the_reference(prefs, init, tmp_path):
     held = {id(p) for group in stage.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in stage.policy.parameters()}
     assert held.isdisjoint(id(p) for p in stage.reference.parameters())
-    stage.step(pairs, stage.packed(pairs), run.Totals())
+    stage.step(pairs, stage.packed(pairs), log.Totals())
     assert equal(before, stage.reference.state_dict())
     assert all(p.grad is None for p in stage.reference.parameters())
     assert not equal(before, stage.policy.state_dict())
-    totals = run.Totals()
+    totals = log.Totals()
     stage.accumulate(pairs, stage.packed(pairs), totals)
     assert totals.means()["loss"] < LOG_2
 
@@ -176,7 +178,7 @@ def test_one_step_moves_the_policy_and_not_the_reference(prefs, init, tmp_path):
 def make_stage(init, prefs, directory, *argv):
     """A stage in float64, and its pairs."""
     flags = ["--data", prefs, "--init", init, "--out", directory / "stage", "--eval-fraction", 0, "--max-length", 48]
-    config, tokenizer, (pairs, _, _) = train.prepare([str(a) for a in [*flags, *argv]])
+    config, tokenizer, (pairs, _, _) = prepare([str(a) for a in [*flags, *argv]])
     policy, reference = train.build_models(config, tokenizer)
     reference = reference and reference.double()
     return train.Stage(config, policy.double(), reference, directory), pairs
@@ -192,12 +194,12 @@ UNEQUAL = [TokenizedPair([0], [1, 4], [2, 3, 4]), TokenizedPair([1, 2], [3], [4]
 
 def gradients(argv, pairs, micro_batch_size):
     """Gradients and mean metrics of one step's pairs, cut into micro-batches of a size, from moved weights."""
-    config = Config(data=[], micro_batch_size=micro_batch_size, learning_rate=0.1, **argv)
+    config = TrainFlags(data=[], micro_batch_size=micro_batch_size, learning_rate=0.1, **argv)
     policy, reference = GPT(NARROW.config).double(), GPT(NARROW.config).double()
     reference.load_state_dict(NARROW.state_dict())
     policy.load_state_dict({name: tensor + 0.1 for name, tensor in NARROW.state_dict().items()})
     stage = train.Stage(config, policy, None if config.loss_type == "sft" else reference, None)
-    totals = run.Totals()
+    totals = log.Totals()
     stage.accumulate(pairs, stage.packed(pairs), totals, backward=lambda loss: loss.backward())
     totals.settle()
     return torch.cat([p.grad.flatten() for p in policy.parameters()]), totals.means()
@@ -216,14 +218,14 @@ def test_micro_batches_of_any_sizes_give_the_gradient_and_metrics_of_the_full_ba
     assert line["pairs"] == len(pairs)
 
 
-@pytest.mark.parametrize("name", PREFERENCE_LOSSES)
+@pytest.mark.parametrize("name", LOSS_NAMES)
 @pytest.mark.parametrize("epsilon", [None, 0.3])
 def test_the_loss_can_be_recomputed_from_the_logged_rewards(prefs, init, tmp_path, name, epsilon):
     """Kills: rewards logged without β, or from other log-probabilities than the loss saw; ε or the name forgotten."""
     smoothing = ["--label-smoothing", epsilon] if epsilon and name in SMOOTHED else []
     stage, pairs = make_stage(init, prefs, tmp_path, "--micro-batch-size", 40, "--loss-type", name, *smoothing)
     for _ in range(3):
-        stage.step(pairs, stage.packed(pairs), run.Totals())
+        stage.step(pairs, stage.packed(pairs), log.Totals())
     loss, line = stage.loss(pairs, pack(pairs), len(pairs))
     h = (line["rewards/chosen"] - line["rewards/rejected"]) / stage.config.beta
     recomputed = LOSSES[name].value(h, stage.config.beta, epsilon if smoothing else None).mean()
@@ -293,7 +295,7 @@ def test_the_schedules_worked_by_hand():
     ["--beta 1", "--reduce mean", "--optimizer rmsprop", "--weight-decay 1", "--max-grad-norm 1e-4", "--warmup-steps 2",
      "--lr-schedule linear", "--lr-schedule cosine", "--learning-rate 1e-3", "--dtype bfloat16", "--dtype float16",
      "--max-length 9", "--max-prompt-length 1 --max-length 9", "--batch-size 4", "--seed 1", "--eval-fraction 0.5",
-     "--loss-type sft", *[f"--loss-type {name}" for name in PREFERENCE_LOSSES[1:]]],
+     "--loss-type sft", *[f"--loss-type {name}" for name in LOSS_NAMES[1:]]],
 )  # fmt: skip
 def test_every_variant_changes_the_weights(tmp_path, prefs, init, argv):
     """Kills: a flag that is parsed and then forgotten."""
@@ -585,7 +587,7 @@ def test_one_broken_row_of_10_000_is_named_before_pytorch_is_imported(tmp_path):
 
 
 def test_the_names_that_the_command_offers_are_the_losses_there_are():
-    assert list(LOSSES) == PREFERENCE_LOSSES
+    assert list(LOSSES) == LOSS_NAMES
     assert [name for name, loss in LOSSES.items() if loss.smoothing] == SMOOTHED
 
 
@@ -612,6 +614,6 @@ def test_trouble_in_the_middle_is_one_line_with_exit_code_1(capsys):
         raise FloatingPointError("step 3: the loss is nan on prefs.jsonl:7")
 
     with pytest.raises(SystemExit) as stopped:
-        run.guard(trouble)
+        program.guard(trouble)
     assert stopped.value.code == 1
     assert capsys.readouterr().err.endswith("error: step 3: the loss is nan on prefs.jsonl:7\n")

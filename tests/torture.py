@@ -29,13 +29,13 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from dpo_min import options
-from dpo_min.checkpoint import load_checkpoint, seal
-from dpo_min.data import BadRow, parse_line, read_rows
-from dpo_min.files import read_json
-from dpo_min.gpt import GPT, GPTConfig
-from dpo_min.tokenizer import load_tokenizer
-from dpo_min.weights import load_model
+from dpo_min.data.rows import BadRow, parse_line, read_rows
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.model import sizes
+from dpo_min.model.gpt import GPT, GPTConfig
+from dpo_min.model.weights import load_model
+from dpo_min.run.checkpoint import load_checkpoint, seal
+from dpo_min.system.files import read_json
 
 MEMORY, CPU_SECONDS, SECONDS = 2 * 2**30, 20, 180  # of one case; a busy disk may keep one waiting
 STEPS, SFT_STEPS = 40, 12
@@ -366,7 +366,7 @@ def model_task(directory, seed):
     """Case i: a model directory with one file broken, every other time one that a shard index points to."""
     source = directory / "model"
     tokenizer = load_tokenizer("bytes")
-    from dpo_min.run import save_model_directory
+    from dpo_min.run.session import save_model_directory
 
     save_model_directory(GPT(GPTConfig(257, 16, 1, 2, 8), torch.Generator().manual_seed(0)), tokenizer, source)
     names = ["config.json", "model.safetensors", "vocab.json", "merges.txt", "model.safetensors.index.json"]
@@ -388,7 +388,7 @@ def model_task(directory, seed):
         file.write_bytes(mutate(file.read_bytes(), draw))
         try:
             model, read = load_model(place), load_tokenizer(place)
-            options.model_sizes(place)
+            sizes.model_sizes(place)
         except ValueError as error:
             assert str(place) in str(error) and "\n" not in str(error).replace("\\n", ""), error
             return "refused", ""
@@ -407,7 +407,7 @@ def checkpoint_task(directory, seed):
     """
     source = directory / "checkpoints"
     parts, states = make_parts(), []
-    from dpo_min.checkpoint import save_checkpoint
+    from dpo_min.run.checkpoint import save_checkpoint
 
     for step in (3, 6):
         for tensor in parts["policy"].parameters():
@@ -450,7 +450,7 @@ def seal_as_is(path):
     seal(path, {})
     (path / "state.json").write_bytes(content)
     manifest = read_json(path / "manifest.json")
-    from dpo_min.files import sha256
+    from dpo_min.system.files import sha256
 
     manifest["sha256"]["state.json"] = sha256(path / "state.json")
     (path / "manifest.json").write_text(json.dumps(manifest))

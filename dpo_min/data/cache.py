@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpo_min.data import (
+from dpo_min.data.rows import (
     ERRORS_SHOWN,
     BadRow,
     Preference,
@@ -50,7 +50,7 @@ from dpo_min.data import (
     tokenize,
     unreadable,
 )
-from dpo_min.files import ABANDONED, Lock, crc32, read_json, sync, write_atomically
+from dpo_min.system.files import ABANDONED, Lock, crc32, read_json, sync, write_atomically
 
 HELD_OUT = 1000  # pairs that are enough to follow a run by: its accuracy is then known to 3 %
 SMALL = 2**22  # bytes of data that are not worth a file or a process: about a second's work
@@ -289,7 +289,7 @@ class Worker:
     def __init__(self):
         path = os.pathsep.join(map(os.path.abspath, sys.path))  # "" is the working directory
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from dpo_min.cache import serve; serve()"],
+            [sys.executable, "-P", "-c", "from dpo_min.data.cache import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": path},

@@ -15,7 +15,6 @@ This file does not import PyTorch: a bad row is named before PyTorch has been lo
 import gzip
 import hashlib
 import json
-import runpy
 import zlib
 from dataclasses import dataclass
 
@@ -297,7 +296,3 @@ def fingerprint(paths):
         except OSError as error:
             raise unreadable(path, error) from error
     return digest.hexdigest()
-
-
-if __name__ == "__main__":  # python -m dpo_min.data --check prefs.jsonl
-    runpy.run_module("dpo_min.lint", run_name="__main__")

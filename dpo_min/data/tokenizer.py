@@ -19,7 +19,7 @@ from pathlib import Path
 
 import tiktoken
 
-from dpo_min.files import read_text, write_atomically
+from dpo_min.system.files import read_text, write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 VERSION = "#version: 0.2"  # the first line of merges.txt

@@ -3,7 +3,7 @@
 import torch
 import torch.nn as nn
 
-from dpo_min.gpt import GPT
+from dpo_min.model.gpt import GPT
 
 
 class PackedLinear(nn.Module):

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dpo_min.gpt import KVCache
-from dpo_min.sampling import Sampling, draw, forbid, largest, next_token_probs, row_uniforms
+from dpo_min.decode.sampling import Sampling, draw, forbid, largest, next_token_probs, row_uniforms
+from dpo_min.model.gpt import KVCache
 
 
 @dataclass

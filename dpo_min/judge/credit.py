@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dpo_min.data import TokenizedPair, tokenize
-from dpo_min.display import page, show, visible
-from dpo_min.options import run_settings
-from dpo_min.packing import batch_token_logps, pack
+from dpo_min.data.batch import batch_token_logps, pack
+from dpo_min.data.rows import TokenizedPair, tokenize
+from dpo_min.judge.display import page, show, visible
+from dpo_min.judge.trained_with import run_settings
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Is the model better than its reference? Every figure with its n and its 95 % interval.
 
-    python -m dpo_min.evaluate --model runs/demo/model --reference runs/demo/reference --data held-out.jsonl
-    python -m dpo_min.evaluate … --scorer my_judge:score        and how often its answers win
-    python -m dpo_min.evaluate … --scorer answers.jsonl:score   the same, with scores that are in a file
+    python -m dpo_min.judge.evaluate --model runs/demo/model --reference runs/demo/reference --data held-out.jsonl
+    python -m dpo_min.judge.evaluate … --scorer my_judge:score        and how often its answers win
+    python -m dpo_min.judge.evaluate … --scorer answers.jsonl:score   the same, with scores that are in a file
 
 Give it preferences that the model was not trained on. Rows are taken in an order that the seed and their own text
 decide, as many as --max-pairs says, or as some seconds of two CPU cores can score with models of this size.
@@ -16,11 +16,13 @@ from collections import defaultdict
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from dpo_min import options
-from dpo_min.cache import read_json
-from dpo_min.data import load_preferences, read_rows, split_digest, tokenize
-from dpo_min.options import COUNT, POSITIVE, SEED, flag
-from dpo_min.tokenizer import load_tokenizer
+from dpo_min.data.rows import load_preferences, read_rows, split_digest, tokenize
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.judge import trained_with
+from dpo_min.model import sizes
+from dpo_min.system import flags, program, signals
+from dpo_min.system.files import read_json
+from dpo_min.system.flags import COUNT, POSITIVE, SEED, flag
 
 WORK = 6 * 10**11  # weights × tokens that are scored by default
 MOST_SAMPLES = 500
@@ -38,7 +40,7 @@ LABELS = {
 
 
 @dataclass
-class Config:
+class EvaluateFlags:
     """Every flag: its default, and when to change it."""
 
     model: Path = flag(MISSING, "model directory, such as a run's model/")
@@ -61,13 +63,13 @@ class Config:
 def prepare(argv):
     """(config, settings of the run, tokenizer, pairs, rows that there are, scorer); a mistake ends the program."""
     try:
-        config, _ = options.parse(Config, argv, __doc__.split("\n")[0])
-        settings = options.run_settings(config.model)
+        config, _ = flags.parse(EvaluateFlags, argv, __doc__.split("\n")[0])
+        settings = trained_with.run_settings(config.model)
         config.beta = config.beta or settings["beta"]
         tokenizer, theirs = (load_tokenizer(directory) for directory in (config.model, config.reference))
         if tokenizer.fingerprint() != theirs.fingerprint():
             raise ValueError(f"--reference {config.reference}: its tokenizer is not that of --model")
-        sizes = [options.model_sizes(directory) for directory in (config.model, config.reference)]
+        sizes = [sizes.model_sizes(directory) for directory in (config.model, config.reference)]
         known, positions = (min(numbers) for numbers in zip(*sizes, strict=True))
         if tokenizer.vocab_size > known:
             raise ValueError(f"the tokenizer makes {tokenizer.vocab_size} token ids, a model knows only {known}")
@@ -84,9 +86,9 @@ def prepare(argv):
             config.samples = max(2, min(MOST_SAMPLES, int(WORK / 3 / cost)))
         return config, settings | {"positions": positions}, tokenizer, pairs, len(preferences), scorer
     except ValueError as error:
-        options.stop(error)
+        program.stop(error)
     except KeyboardInterrupt:
-        options.stop("stopped before anything was scored", code=130)
+        program.stop("stopped before anything was scored", code=130)
 
 
 def count_weights(directory):
@@ -158,19 +160,20 @@ def worth(score):
 # Flags and rows are checked before PyTorch is imported, which takes seconds: a mistake is named at once.
 if __name__ == "__main__":
     PREPARED = prepare(sys.argv[1:])
-    options.on_signals(options.quit_at_once)  # modules that are being loaded take no exception
+    signals.on_signals(signals.quit_at_once)  # modules that are being loaded take no exception
 
 import torch
 
-from dpo_min import run
-from dpo_min.metrics import calibration, correlation, mean, rate, wins
-from dpo_min.scoring import draw, groups, kl_estimates, pair_logps
-from dpo_min.weights import load_model
+from dpo_min.judge.scoring import draw, groups, kl_estimates, pair_logps
+from dpo_min.judge.statistics import calibration, correlation, mean, rate
+from dpo_min.metrics import wins
+from dpo_min.model.weights import load_model
+from dpo_min.system import devices
 
 
 def measure(config, settings, tokenizer, pairs, scorer):
     """({figure: `Figure`}, the bins of the calibration, reward margins (N,), length gaps (N,)) of the two models."""
-    device, dtype = run.choose_device(config.device, config.dtype)
+    device, dtype = devices.choose_device(config.device, config.dtype)
     policy, reference = (
         load_model(d).to(device).eval().requires_grad_(False) for d in (config.model, config.reference)
     )
@@ -250,12 +253,12 @@ def as_table(config, settings, rows, figures, bins):
 def evaluate(config, settings, tokenizer, pairs, rows, scorer):
     """Measure, print and draw; returns the exit code."""
     try:
-        plots = importlib.import_module("dpo_min.tools.plots") if config.png else None
+        plots = importlib.import_module("dpo_min.judge.pictures") if config.png else None
         figures, bins, margins, gaps = measure(config, settings, tokenizer, pairs, scorer)
     except ImportError as error:
-        options.stop(f"--png needs matplotlib ({error})")
+        program.stop(f"--png needs matplotlib ({error})")
     except ValueError as error:
-        options.stop(error)
+        program.stop(error)
     print((as_json if config.json else as_table)(config, settings, rows, figures, bins))
     if plots:
         plots.draw_evaluation({LABELS[name]: f for name, f in figures.items()}, bins, margins, gaps, config.png)
@@ -263,5 +266,5 @@ def evaluate(config, settings, tokenizer, pairs, rows, scorer):
 
 
 if __name__ == "__main__":
-    options.on_signals(options.interrupt)
-    sys.exit(run.guard(evaluate, *PREPARED))
+    signals.on_signals(signals.interrupt)
+    sys.exit(program.guard(evaluate, *PREPARED))

@@ -1,8 +1,8 @@
 """What is wrong with a file of preferences, before anything is trained on it.
 
-    python -m dpo_min.data --check prefs.jsonl                          a report, and exit code 1 if there are errors
-    python -m dpo_min.data --check prefs.jsonl --against held-out.jsonl     and what the two files share
-    python -m dpo_min.data --check prefs.jsonl --json                   the same for machines
+    python -m dpo_min.judge.lint prefs.jsonl                              a report, and exit code 1 if there are errors
+    python -m dpo_min.judge.lint prefs.jsonl --against held-out.jsonl     and what the two files share
+    python -m dpo_min.judge.lint prefs.jsonl --json                       the same for machines
 
 An error is what training refuses, or what makes a label or a held-out figure wrong; a warning is worth a look.
 The files are read once, as a stream. What has to be compared between rows, 22 bytes a row, goes to temporary files,
@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dpo_min import options
-from dpo_min.data import BadRow, parse_line, read_rows, truncate
-from dpo_min.options import COUNT, LENGTH, flag
-from dpo_min.tokenizer import load_tokenizer
+from dpo_min.data.rows import BadRow, parse_line, read_rows, truncate
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.system import flags, program
+from dpo_min.system.flags import COUNT, LENGTH, flag
 
 SHOWN = 3  # places named for each finding
 PARTS = 64  # temporary files; one of them is in memory at a time
@@ -70,10 +70,10 @@ RECORD = np.dtype([("key", "S16"), ("side", "u1"), ("file", "u1"), ("line", "<u4
 
 
 @dataclass
-class Config:
+class LintFlags:
     """Every flag of the check."""
 
-    check: list[str] = flag(MISSING, "preferences to look at, .jsonl or .jsonl.gz")
+    files: list[str] = flag(MISSING, "preferences to look at, .jsonl or .jsonl.gz", values="FILE", positional=True)
     against: list[str] = flag([], "preferences that must not share pairs with them, as held-out ones")
     tokenizer: str = flag("bytes", "by which lengths are counted: bytes, gpt2 or a directory")
     max_length: int = flag(512, "tokens of prompt + completion, as in training", LENGTH)
@@ -239,9 +239,9 @@ def check_files(config, tokenizer, show=lambda rows, text: None):
     """
     report = Report(lengths=Lengths())
     pairs, prompts = Spill(), Spill()
-    paths = [*config.check, *config.against]
+    paths = [*config.files, *config.against]
     for index, path in enumerate(paths):
-        own = index < len(config.check)
+        own = index < len(config.files)
         for number, line, _ in read_rows(path):
             show(report.rows, path)
             report.rows += own
@@ -260,7 +260,7 @@ def check_files(config, tokenizer, show=lambda rows, text: None):
                 report.usable += 1
                 check_text(report, place, prompt, chosen, rejected)
                 check_length(report, place, config, tokenizer, (prompt, chosen, rejected))
-    compare(report, pairs, prompts, paths, len(config.check))
+    compare(report, pairs, prompts, paths, len(config.files))
     return report
 
 
@@ -349,7 +349,7 @@ def as_json(report):
 
 def as_text(report, config):
     """The report for people."""
-    lines = [f"{', '.join(config.check)}: {report.rows} rows, {report.usable} usable"]
+    lines = [f"{', '.join(config.files)}: {report.rows} rows, {report.usable} usable"]
     for code, (error, about) in FINDINGS.items():
         number = report.counts[code]
         if number:
@@ -382,23 +382,23 @@ def as_text(report, config):
 def main(argv):
     """Check, print, and return the exit code: 0, or 1 where errors were found."""
     try:
-        config, _ = options.parse(Config, argv, "Look for what is wrong with a file of preferences.")
+        config, _ = flags.parse(LintFlags, argv, "Look for what is wrong with a file of preferences.")
         if config.max_prompt_length and config.max_prompt_length >= config.max_length:
             raise ValueError(f"--max-prompt-length must stay below --max-length, which is {config.max_length}")
         if config.png and (config.png.suffix != ".png" or not config.png.absolute().parent.is_dir()):
             raise ValueError(f"--png {config.png}: expected a file NAME.png in a directory that exists")
-        if len(config.check) + len(config.against) > 255:
-            raise ValueError("--check: at most 255 files at a time")
+        if len(config.files) + len(config.against) > 255:
+            raise ValueError("FILE: at most 255 files at a time")
         tokenizer = load_tokenizer(config.tokenizer)
         report = check_files(config, tokenizer, Progress())
         if config.png:
             draw(report, config.png)
     except ValueError as error:
-        options.stop(error)
+        program.stop(error)
     except OSError as error:
-        options.stop(f"the check stopped: {error}", code=2)
+        program.stop(f"the check stopped: {error}", code=2)
     except KeyboardInterrupt:
-        options.stop("stopped before the end of the data", code=130)
+        program.stop("stopped before the end of the data", code=130)
     print(json.dumps(as_json(report), ensure_ascii=False, indent=2) if config.json else as_text(report, config))
     return 1 if report.errors else 0
 
@@ -406,7 +406,7 @@ def main(argv):
 def draw(report, path):
     """The report's picture; ValueError where matplotlib is missing."""
     try:
-        plots = importlib.import_module("dpo_min.tools.lint_plot")
+        plots = importlib.import_module("dpo_min.judge.lint_picture")
     except ImportError as error:
         raise ValueError(f"--png {path}: {error}; pip install matplotlib") from error
     plots.draw_report(report, FINDINGS, path)

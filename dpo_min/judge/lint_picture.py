@@ -8,7 +8,7 @@ import numpy as np
 
 
 def draw_report(report, findings, path):
-    """Draw a `dpo_min.lint.Report` as a PNG; `findings`: code → (whether it is an error, what it is)."""
+    """Draw a `dpo_min.judge.lint.Report` as a PNG; `findings`: code → (whether it is an error, what it is)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     codes = [code for code in findings if report.counts[code]][::-1]
     bars = left.barh(

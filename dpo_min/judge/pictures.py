@@ -1,4 +1,4 @@
-"""Pictures of a run: `python -m dpo_min.tools.plots runs/demo` draws runs/demo/curves.png."""
+"""Pictures of a run: `python -m dpo_min.judge.pictures runs/demo` draws runs/demo/curves.png."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from dpo_min.metrics import wilson_interval
+from dpo_min.judge.statistics import wilson_interval
 
 # Readable in black and white: a line style for each role, beside its colour.
 TRAIN = {"color": "0.6", "linewidth": 1.0}
@@ -49,7 +49,7 @@ def draw_curves(directory):
 
 
 def draw_evaluation(figures, bins, margins, gaps, path):
-    """One page of `python -m dpo_min.evaluate`: every figure, the margins, the calibration, margin against length.
+    """The page of `python -m dpo_min.judge.evaluate`: its figures, margins, calibration, and margin against length.
 
     Args: name → `Figure`, the `Bin`s, reward margins and length gaps, each (N,).
     """

@@ -13,10 +13,10 @@ import time
 
 import torch
 
-from dpo_min.data import TokenizedPair
-from dpo_min.generate import generate
+from dpo_min.data.batch import batch_logps, pack
+from dpo_min.data.rows import TokenizedPair
+from dpo_min.decode.generate import generate
 from dpo_min.objective import kl_divergence
-from dpo_min.packing import batch_logps, pack
 
 
 def groups(what, lengths, size):

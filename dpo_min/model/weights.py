@@ -6,6 +6,7 @@ ends a text. The safetensors container is eight bytes that give the length of a 
 gives each tensor's dtype, shape and place, and raw bytes: data, never code.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -14,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpo_min.files import read_json, write_atomically
-from dpo_min.gpt import GPT, LAYER_NORM_EPSILON, GPTConfig
+from dpo_min.model.gpt import GPT, LAYER_NORM_EPSILON, GPTConfig
+from dpo_min.system.files import read_json, write_atomically
 
 DTYPES = {
     "F64": torch.float64,
@@ -118,6 +119,15 @@ def save_model(model, directory, end_of_text=None):
     for name, content in (("generation_config.json", generation), ("config.json", config)):  # config.json comes last
         with write_atomically(directory / name) as file:
             file.write(json.dumps(content, indent=2).encode() + b"\n")
+
+
+def model_fingerprint(model):
+    """SHA-256 of the weights: names, shapes, types and bytes; the same for equal models on any device."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def orient(name, tensor):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from dpo_min.packing import pack
-from dpo_min.rlhf import token_logps, update
+from dpo_min.data.batch import pack
+from dpo_min.rl.rlhf import token_logps, update
 
 
 @dataclass

@@ -29,12 +29,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from dpo_min.data import TokenizedPair
-from dpo_min.generate import generate
+from dpo_min.data.batch import Batch, batches, pack
+from dpo_min.data.rows import TokenizedPair
+from dpo_min.decode.generate import generate
 from dpo_min.logprob import token_logprobs
 from dpo_min.metrics import wins
 from dpo_min.objective import check_completions, expectation
-from dpo_min.packing import Batch, batches, pack
 from dpo_min.preference import log_bradley_terry
 
 # The policy gradient on one choice among A arms, π = softmax(logits): ∂ log π(a)/∂ logits = one-hot(a) − π.

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from dpo_min import distributed
-from dpo_min.files import read_json, sha256, sync, write_atomically
+from dpo_min.run import distributed
+from dpo_min.system.files import read_json, sha256, sync, write_atomically
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-\d{8,}")

@@ -9,26 +9,39 @@ takes its share of the same list, and the shares of the gradient add up, as thos
 
 import gc
 import os
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from dpo_min.gpt import GPT
-from dpo_min.packing import batch_logps
+from dpo_min.data.batch import batch_logps
+from dpo_min.model.gpt import GPT
+from dpo_min.system.launcher import processes
 
 
-def start(device):
-    """Join the other processes that torchrun started, if it started any; `device` is "cpu" or "cuda".
+@contextmanager
+def joined(device):
+    """Together with the other processes that torchrun started, if it started any; `device` is "cpu" or "cuda".
 
     On GPUs NCCL moves what the model computes; a few numbers of a step, kept on the CPU, go by gloo.
 
     Raises:
         ValueError: there are more processes on this machine than GPUs.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return
+    if processes() > 1:
+        start(device)
+    try:
+        yield
+        barrier()  # torchrun stops the others as soon as one ends
+    finally:
+        if dist.is_initialized():
+            gc.collect()  # what FSDP and the mesh still hold of the group, in cycles, would outlive it into the exit
+            dist.destroy_process_group()
+
+
+def start(device):
+    """Join the others."""
     if device == "cuda":
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= gpus:
@@ -36,13 +49,6 @@ def start(device):
         torch.cuda.set_device(local)  # from here on "cuda" means this one
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     print(f"{world_size()} processes on {device}")
-
-
-def end():
-    """Leave the other processes."""
-    if dist.is_initialized():
-        gc.collect()  # what FSDP and the mesh still hold of the group, in cycles, would outlive it into the exit
-        dist.destroy_process_group()
 
 
 def world_size():

@@ -8,7 +8,7 @@ import json
 import platform
 from dataclasses import asdict
 
-from dpo_min.files import read_json, write_atomically
+from dpo_min.system.files import read_json, write_atomically
 
 # By their content, and so that the paths are free: the hashes in config.json, and what each stands for.
 HASHES = {
@@ -27,9 +27,9 @@ FREE = {"log_every", "eval_every", "save_every", "max_kl"}  # no weight depends 
 ROUNDING = {"micro_batch_size", "checkpoint_activations", "compile", "device", "processes", "threads"}
 
 
-def flags_of(config):
+def kept_flags(flags):
     """Name → value of every flag that config.json keeps, as JSON has it."""
-    values = {name: value for name, value in asdict(config).items() if name not in ELSEWHERE}
+    values = {name: value for name, value in asdict(flags).items() if name not in ELSEWHERE}
     return json.loads(json.dumps(values, default=str))
 
 
@@ -81,18 +81,18 @@ def length_notes(before, steps):
     return [f"{was} steps become {steps}: to the last bit the run{begun} has {steps} steps, best/ aside"]
 
 
-def check_flags(config, tokenizer):
+def check_flags(flags, tokenizer):
     """Compare the flags and the tokenizer, before the data is read, and keep what a run is not to change by itself.
 
     Raises:
         ValueError: as `compare`.
     """
-    before = read_run(config.out)
-    now = {name: value for name, value in flags_of(config).items() if value != "auto"}
+    before = read_run(flags.out)
+    now = {name: value for name, value in kept_flags(flags).items() if value != "auto"}
     compare(before, now | {"tokenizer_sha256": tokenizer.fingerprint()})
     for name in FIXED:
-        if getattr(config, name) is None:
-            setattr(config, name, before.get(name))
+        if getattr(flags, name) is None:
+            setattr(flags, name, before.get(name))
 
 
 def versions():

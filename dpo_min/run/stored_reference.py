@@ -11,20 +11,11 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from dpo_min import distributed
-from dpo_min.files import write_atomically
-from dpo_min.packing import batch_logps, pack
+from dpo_min.data.batch import batch_logps, pack
+from dpo_min.run import distributed
+from dpo_min.system.files import write_atomically
 
 FORMAT = 1
-
-
-def model_fingerprint(model):
-    """SHA-256 of the weights: names, shapes, types and bytes; the same for equal models on any device."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def pair_digest(pair):

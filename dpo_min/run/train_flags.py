@@ -1,10 +1,12 @@
 """Every flag of train.py: its default, when to change it, and beside which others it would have no effect."""
 
+import ast
 from dataclasses import MISSING, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-from dpo_min import options
-from dpo_min.options import (
+from dpo_min.run.directory import check_out
+from dpo_min.system.flags import (
     COUNT,
     FRACTION,
     LENGTH,
@@ -17,16 +19,26 @@ from dpo_min.options import (
     SEED,
     SIZE,
     flag,
+    parse,
+    refuse,
 )
+from dpo_min.system.launcher import processes
 
-# The keys of losses.LOSSES, known here without PyTorch, and those of them that have an ε.
-PREFERENCE_LOSSES = ["sigmoid", "cdpo", "robust", "ipo", "hinge", "exo_pair", "discopop"]
-SMOOTHED = ["cdpo", "robust", "exo_pair"]
+
+def loss_rows():
+    """Name → the keywords of each row of `losses.LOSSES`, read from its text: to import it would load PyTorch."""
+    tree = ast.parse(Path(find_spec("dpo_min.losses").origin).read_text(encoding="utf-8"))
+    (table,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "LOSSES")
+    return {key.value: {k.arg for k in row.keywords} for key, row in zip(table.keys, table.values, strict=True)}
+
+
+LOSS_NAMES = [*loss_rows()]
+SMOOTHED = [name for name, keywords in loss_rows().items() if "smoothing" in keywords]  # those with an ε
 SFT_LEARNING_RATE = 2e-3  # of a small GPT from scratch
 
 
 @dataclass
-class Config:
+class TrainFlags:
     """Every flag: its default, and when to change it."""
 
     data: list[str] = flag(MISSING, "preferences, .jsonl or .jsonl.gz")
@@ -40,7 +52,7 @@ class Config:
     reference_alpha: float = flag(0.6, "length of that step; 1 makes it the policy", PROBABILITY)
     tokenizer: str | None = flag(None, "bytes, gpt2 or a directory; default: --init's own, bytes without --init")
     out: Path | None = flag(None, "run directory; default: runs/ and the name of the data")
-    loss_type: str = flag("sigmoid", "losses.py says when to use which; sft imitates", [*PREFERENCE_LOSSES, "sft"])
+    loss_type: str = flag("sigmoid", "losses.py says when to use which; sft imitates", [*LOSS_NAMES, "sft"])
     beta: float = flag(0.1, "lower: follow the preferences further from the reference; higher: stay", POSITIVE)
     label_smoothing: float | None = flag(None, "rate of wrong labels to allow for; default: 0.1", NOISE_RATE)
     reduce: str = flag("sum", "mean: score a completion by its mean token, blind to length", ["sum", "mean"])
@@ -95,24 +107,24 @@ WITHOUT_EFFECT = (
     (lambda c: c.eval_data, "eval_fraction", "with --eval-data"),
     (lambda c: not c.eval_data and c.eval_fraction == 0, "eval_every max_kl", "without held-out rows"),
     (lambda c: c.shard, "max_kl", "with --shard: answers are sampled from whole weights"),
-    (lambda c: options.processes() == 1, "shard", "in one process: torchrun starts more"),
+    (lambda c: processes() == 1, "shard", "in one process: torchrun starts more"),
 )
 
 
-def read_options(argv, about):
-    """(config, names of the flags given) of a command line; ValueError for a flag that is wrong or without effect.
+def read_flags(argv, about):
+    """(flags, names of those given) of a command line; ValueError for a flag that is wrong or without effect.
 
     Args: about, the line that --help begins with.
     """
-    config, given = options.parse(Config, argv, about)
-    for applies, flags, reason in WITHOUT_EFFECT:
-        if applies(config):
-            options.refuse(given, flags.split(), reason)
-    if config.n_embd % config.n_head:
-        raise ValueError(f"--n-embd {config.n_embd} must be a multiple of --n-head {config.n_head}")
-    if config.learning_rate is None:
-        scratch, init = (SFT_LEARNING_RATE, 2e-5) if config.loss_type == "sft" else (1e-4, 5e-6)
-        config.learning_rate = init if config.init else scratch
-    config.out = config.out or Path("runs") / Path(config.data[0]).name.split(".")[0]
-    config.resume = options.check_out(config.out, config.resume)
-    return config, given
+    flags, given = parse(TrainFlags, argv, about)
+    for applies, names, reason in WITHOUT_EFFECT:
+        if applies(flags):
+            refuse(given, names.split(), reason)
+    if flags.n_embd % flags.n_head:
+        raise ValueError(f"--n-embd {flags.n_embd} must be a multiple of --n-head {flags.n_head}")
+    if flags.learning_rate is None:
+        scratch, init = (SFT_LEARNING_RATE, 2e-5) if flags.loss_type == "sft" else (1e-4, 5e-6)
+        flags.learning_rate = init if flags.init else scratch
+    flags.out = flags.out or Path("runs") / Path(flags.data[0]).name.split(".")[0]
+    flags.resume = check_out(flags.out, flags.resume)
+    return flags, given

@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from dpo_min.generate import generate
+from dpo_min.decode.generate import generate
+from dpo_min.judge.scoring import log_ratios
 from dpo_min.losses import LOSSES
-from dpo_min.scoring import log_ratios
 
 FAR = 1.25  # a held-out loss beyond so many times that of a policy that is its reference
 PINNED = 3, 100  # train lines, and pairs in them, without a single wrong one
@@ -41,7 +41,7 @@ class Watch:
                 self.warn(
                     "accuracy",
                     f"step {step}: every pair is ranked right: learnt by heart, or told apart by something trivial "
-                    "such as length; look at python -m dpo_min.data --check",
+                    "such as length; look at python -m dpo_min.judge.lint",
                 )
         drift = line["rewards/chosen"] / self.config.beta  # mean log π − log π_ref, in nats
         reference = line["logps/chosen"] - drift

@@ -9,11 +9,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpo_min.data import TokenizedPair, load_preferences, tokenize
+from dpo_min.data.batch import SHARE, WINDOW, ahead, batch_logps, batches, pack
+from dpo_min.data.rows import TokenizedPair, load_preferences, tokenize
+from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.exact import rectangle
 from dpo_min.logprob import sequence_logprobs
-from dpo_min.packing import SHARE, WINDOW, ahead, batch_logps, batches, pack
-from dpo_min.tokenizer import load_tokenizer
 
 END = 4  # end-of-text of tiny_gpt, whose block_size is 12
 ids = st.integers(0, END)

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import train
-from dpo_min import cache
-from dpo_min.cache import Pairs, Progress, data_hash, prepare_pairs
-from dpo_min.data import Preference, fingerprint, load_preferences, split_preferences, tokenize
-from dpo_min.tokenizer import Tokenizer, load_tokenizer
+from dpo_min.data import cache
+from dpo_min.data.cache import Pairs, Progress, data_hash, prepare_pairs
+from dpo_min.data.rows import Preference, fingerprint, load_preferences, split_preferences, tokenize
+from dpo_min.data.tokenizer import Tokenizer, load_tokenizer
+from dpo_min.run import job
 
 BYTES = load_tokenizer("bytes")
 MERGES = Tokenizer({bytes([b]): b for b in range(256)} | {b"ab": 70_000, b"aab": 70_001}, 256)  # ids beyond 16 bits
@@ -327,11 +327,11 @@ def test_two_builders_of_the_same_cache_both_end_with_it(tmp_path, monkeypatch):
 def test_the_command_keeps_large_data_beside_the_run_and_small_data_nowhere(tmp_path, capsys, monkeypatch):
     path = prefs(tmp_path / "a.jsonl")
     argv = ["--data", str(path), "--out", str(tmp_path / "runs" / "x"), "--max-length", "12", "--eval-fraction", "0.4"]
-    small = [list(part) for part in train.prepare(argv)[2]]
+    small = [list(part) for part in job.prepare(argv)[2:]]
     shown = capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
     monkeypatch.setattr(cache, "prepare_pairs", lambda *args: prepare_pairs(*args, small=0))
-    large = [list(part) for part in train.prepare(argv)[2]]
+    large = [list(part) for part in job.prepare(argv)[2:]]
     assert large == small
     assert capsys.readouterr().out == shown
     assert len(caches(tmp_path / "runs" / "cache")) == 1
@@ -357,7 +357,7 @@ def test_of_large_data_only_as_much_is_held_out_as_tells_how_the_run_goes(tmp_pa
     path.write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setattr(cache, "HELD_OUT", 10)
     argv = ["--data", str(path), "--out", str(tmp_path / "run")]
-    by_default, given = (train.prepare(argv + more)[2][1] for more in ([], ["--eval-fraction", str(share)]))
+    by_default, given = (job.prepare(argv + more).held_out for more in ([], ["--eval-fraction", str(share)]))
     assert list(by_default) == list(given)
     assert len(by_default) < 4 * 10
 

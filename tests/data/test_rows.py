@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from dpo_min.data import (
+from dpo_min.data.rows import (
     ASSISTANT,
     BadRow,
     Preference,
@@ -24,7 +24,7 @@ from dpo_min.data import (
     tokenize,
     truncate,
 )
-from dpo_min.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from dpo_min.data.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
 GOOD = {"prompt": "x", "chosen": "y", "rejected": "z"}
 # 256 bytes and four merges: enough for the ids of x + y to differ from the ids of x and the ids of y.
@@ -62,8 +62,8 @@ def folder(tmp_path_factory):
 
 
 def test_bad_flags_and_rows_can_be_named_before_pytorch_is_loaded():
-    script = "import sys, dpo_min.cache, dpo_min.options; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1]).returncode == 0
+    script = "import sys, dpo_min.data.cache, dpo_min.run.options; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2]).returncode == 0
 
 
 # Rows

@@ -10,8 +10,8 @@ import tiktoken
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dpo_min.files import MAX_JSON
-from dpo_min.tokenizer import BYTE_TO_CHAR, CHAR_TO_BYTE, END_OF_TEXT, load_tokenizer
+from dpo_min.data.tokenizer import BYTE_TO_CHAR, CHAR_TO_BYTE, END_OF_TEXT, load_tokenizer
+from dpo_min.system.files import MAX_JSON
 
 TEXT = st.lists(st.text(max_size=8) | st.sampled_from([END_OF_TEXT, " ", "\n\n", "the", "é", "👩‍🚀"]), max_size=8).map(
     "".join

@@ -12,11 +12,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dpo_min.decode.decoding_weights import DecodingGPT, packable
+from dpo_min.decode.generate import beam_search, decode_step, generate, prefill, stream
+from dpo_min.decode.sampling import next_token_probs
+from dpo_min.decode.stop_strings import StopStrings
 from dpo_min.exact import enumerate_completions, exact_log_policy
-from dpo_min.generate import beam_search, decode_step, generate, prefill, stream
-from dpo_min.packed import DecodingGPT, packable
-from dpo_min.sampling import next_token_probs
-from dpo_min.stop_strings import StopStrings
 
 END, BLOCK_SIZE = 4, 12  # of tiny_gpt
 texts = partial(st.lists, st.integers(0, END))

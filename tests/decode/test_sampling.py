@@ -9,8 +9,8 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from dpo_min import sampling
-from dpo_min.sampling import Sampling, draw, forbid, next_token_probs, penalize_repetition, row_uniforms
+from dpo_min.decode import sampling
+from dpo_min.decode.sampling import Sampling, draw, forbid, next_token_probs, penalize_repetition, row_uniforms
 
 
 def rows(elements):

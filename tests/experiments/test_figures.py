@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 import torch
 
-figures = pytest.importorskip("dpo_min.tools.figures", reason="the pictures' tool is deletable, and needs matplotlib")
+figures = pytest.importorskip("experiments.figures", reason="the pictures' tool is deletable, and needs matplotlib")
 
 from dpo_min.exact import count_completions  # noqa: E402
 from dpo_min.gradient import dpo_gradient  # noqa: E402
@@ -62,7 +62,7 @@ def dots(axis):
 def test_the_command_writes_every_picture_from_nothing_and_always_the_same(tmp_path):
     """Kills: a picture left out, random data, a time or a version in the file, a letter that no font has."""
     out, root = tmp_path / "new" / "folder", Path(figures.__file__).parents[2]
-    command = [sys.executable, "-W", "error", "-m", "dpo_min.tools.figures", "--out", str(out)]
+    command = [sys.executable, "-W", "error", "-m", "experiments.figures", "--out", str(out)]
     done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", cwd=root)
     assert done.stdout.splitlines() == [str(out / f"{name}.png") for name in figures.FIGURES]
     assert "does not have a glyph" not in done.stderr

@@ -11,14 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from dpo_min.data import TokenizedPair
+from dpo_min.data.batch import batch_logps, pack
+from dpo_min.data.rows import TokenizedPair
 from dpo_min.objective import expectation, kl_divergence, optimal_policy
-from dpo_min.packing import batch_logps, pack
-from dpo_min.rlhf import best_of_n
+from dpo_min.rl.rlhf import best_of_n
 
-frontier = pytest.importorskip("dpo_min.tools.frontier", reason="the experiments are deletable, and need matplotlib")
-from dpo_min.tools import frontier_page as page  # noqa: E402
-from dpo_min.tools import lessons, methods, theorem  # noqa: E402
+frontier = pytest.importorskip("experiments.frontier", reason="the experiments are deletable, and need matplotlib")
+from experiments import frontier_page, lessons, methods, theorem
 
 SEEDS = st.integers(0, 10**6)
 
@@ -39,7 +38,7 @@ def test_no_policy_crosses_the_optimums_curve(seed, count, width, n):
     log_ref, reward = draws(seed, count).log_softmax(-1), draws(seed + 1, count)
     for log_policy in ((log_ref + width * draws(seed + 2, count)).log_softmax(-1), best_of_n(log_ref, reward, n)):
         kl, found = place(log_policy, log_ref, reward)
-        assert page.optimum_reward(log_ref, reward, kl) - found >= -1e-9
+        assert frontier_page.optimum_reward(log_ref, reward, kl) - found >= -1e-9
 
 
 @given(SEEDS, st.integers(2, 9), st.floats(0.05, 20))
@@ -47,7 +46,7 @@ def test_the_curve_is_reached_by_the_optimum_so_a_point_above_it_is_seen(seed, c
     """E_{π_r}[r] lies on it to 1e−7. Kills: a curve that is safe because it is too high."""
     log_ref, reward = draws(seed, count).log_softmax(-1), draws(seed + 1, count)
     kl, best = place(optimal_policy(log_ref, reward, beta), log_ref, reward)
-    curve = page.optimum_reward(log_ref, reward, kl)
+    curve = frontier_page.optimum_reward(log_ref, reward, kl)
     assert_close(curve, best, rtol=0, atol=1e-7)
     assert curve - (best + 1e-6) < -frontier.TOLERANCE
 
@@ -72,7 +71,7 @@ def test_a_run_of_each_kind_is_measured_exactly_and_stays_below_the_curve(exact,
     line = methods.run(replace(language, reward_fit={"steps": 2, "batch_size": 32}), method, 0, points=2)
     assert [point["step"] for point in line["path"]] == [0, 2, 4]
     assert line["path"][0]["kl"] == pytest.approx(0, abs=1e-12) and line["path"][-1]["kl"] > 1e-6
-    assert min(page.gaps(world, line["path"])) >= -frontier.TOLERANCE
+    assert min(frontier_page.gaps(world, line["path"])) >= -frontier.TOLERANCE
     updates = {"ppo": 4 * method.epochs * method.minibatches + 2}.get(method.kind, 4)
     assert line["updates"] == updates
     assert (line["generated"] >= 4 * 64) == (method.kind in ("reinforce", "ppo"))
@@ -111,14 +110,14 @@ def test_reward_at_equal_kl_lies_on_the_line_between_two_measurements(steps, sha
     expected = before["reward"] + (wanted - before["kl"]) / (after["kl"] - before["kl"]) * (
         after["reward"] - before["reward"]
     )
-    assert page.reward_at(path, wanted) == pytest.approx(expected, abs=1e-9)
-    assert page.reward_at(path, kl + 0.01) is None
+    assert frontier_page.reward_at(path, wanted) == pytest.approx(expected, abs=1e-9)
+    assert frontier_page.reward_at(path, kl + 0.01) is None
 
 
 def test_an_interval_is_students_and_one_run_has_none():
     """3, 5, 10: mean 6, deviation √13, and 4.303 √(13/3). Kills: the normal's 1.96, n for n − 1."""
-    assert page.with_interval([3.0, 5.0, 10.0], 2) == f"6.00 ± {4.303 * math.sqrt(13 / 3):.2f}"
-    assert page.with_interval([1.25]) == "1.250"
+    assert frontier_page.with_interval([3.0, 5.0, 10.0], 2) == f"6.00 ± {4.303 * math.sqrt(13 / 3):.2f}"
+    assert frontier_page.with_interval([1.25]) == "1.250"
 
 
 def tiny_part(monkeypatch, tmp_path):

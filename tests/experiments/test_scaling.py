@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo_min.gpt import GPT, GPTConfig
+from dpo_min.model.gpt import GPT, GPTConfig
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
 PROGRAM = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
 
 

@@ -12,7 +12,7 @@ from dpo_min.losses import LOSSES
 from dpo_min.objective import kl_divergence
 from dpo_min.preference import bradley_terry
 
-theorem = pytest.importorskip("dpo_min.tools.theorem", reason="the experiments are deletable")
+theorem = pytest.importorskip("experiments.theorem", reason="the experiments are deletable")
 FLIPS = theorem.FLIPS
 
 

@@ -10,13 +10,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import sample
-from dpo_min import run
-from dpo_min.credit import spans, token_rewards
-from dpo_min.data import TokenizedPair
-from dpo_min.gpt import GPT, GPTConfig
+from dpo_min.data.batch import batch_logps, pack
+from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.tokenizer import Tokenizer, load_tokenizer
+from dpo_min.judge.credit import spans, token_rewards
 from dpo_min.metrics import preference_metrics
-from dpo_min.packing import batch_logps, pack
-from dpo_min.tokenizer import Tokenizer, load_tokenizer
+from dpo_min.model.gpt import GPT, GPTConfig
+from dpo_min.run import session
+from dpo_min.system import program
 
 END = 4  # end-of-text of tiny_gpt
 texts = st.lists(st.integers(0, END), min_size=1, max_size=6)
@@ -103,7 +104,7 @@ def a_run(tmp_path_factory):
         model = GPT(sizes, torch.Generator().manual_seed(seed))
         with torch.no_grad():
             model.wte.weight.mul_(20)
-        run.save_model_directory(model, FEW if name == "other" else BYTES, directory / name)
+        session.save_model_directory(model, FEW if name == "other" else BYTES, directory / name)
     (directory / "config.json").write_text(json.dumps({"data_sha256": "", "beta": 0.25, "max_length": 24}))
     row = json.dumps({"prompt": "é", "chosen": "ja\x1b", "rejected": "nein"})
     (directory / "pairs.jsonl").write_text(f"\n{row}\n{{}}\n")
@@ -112,7 +113,7 @@ def a_run(tmp_path_factory):
 
 def ask(directory, *argv, reference="reference"):
     flags = ["--model", directory / "model", "--reference", directory / reference, *argv]
-    return run.guard(sample.sample, *sample.prepare([str(flag) for flag in flags]))
+    return program.guard(sample.sample, *sample.prepare([str(flag) for flag in flags]))
 
 
 def rows(directory, capsys, *argv):

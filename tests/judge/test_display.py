@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dpo_min.credit import Answer, Span
-from dpo_min.display import cells, level, listed, page, show_beside, terminal, verdict, visible, wrap
+from dpo_min.judge.credit import Answer, Span
+from dpo_min.judge.display import cells, level, listed, page, show_beside, terminal, verdict, visible, wrap
 
 ACTING = st.sampled_from("\x1b\r\b\x9b\u202e\0<>&\"'é👩")
 WILD = st.text(alphabet=st.characters(exclude_categories=["Cs"]) | ACTING, max_size=30)

@@ -1,4 +1,4 @@
-"""`python -m dpo_min.evaluate`: what it prints is what its functions say, of the rows that the seed decides."""
+"""`python -m dpo_min.judge.evaluate`: what it prints is what its functions say, of the rows that the seed decides."""
 
 import json
 import os
@@ -12,13 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_min import evaluate, run
-from dpo_min.data import Preference, TokenizedPair, tokenize
-from dpo_min.gpt import GPT, GPTConfig
+from dpo_min.data.batch import batch_logps, pack
+from dpo_min.data.rows import Preference, TokenizedPair, tokenize
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.judge import evaluate
 from dpo_min.metrics import preference_metrics
-from dpo_min.packing import batch_logps, pack
-from dpo_min.tokenizer import load_tokenizer
-from dpo_min.weights import load_model
+from dpo_min.model.gpt import GPT, GPTConfig
+from dpo_min.model.weights import load_model
+from dpo_min.run import session
+from dpo_min.system import program
 
 BYTES = load_tokenizer("bytes")
 ROWS = [{"prompt": f"{i}?", "chosen": "yes " * (1 + i % 3), "rejected": "no" * (1 + i % 4)} for i in range(30)]
@@ -33,7 +35,7 @@ def a_run(tmp_path_factory):
         model = GPT(sizes, torch.Generator().manual_seed(seed))
         with torch.no_grad():
             model.wte.weight.mul_(20)
-        run.save_model_directory(model, BYTES, directory / name)
+        session.save_model_directory(model, BYTES, directory / name)
     (directory / "config.json").write_text(json.dumps({"data_sha256": "", "beta": 0.25, "max_length": 24}))
     (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     scores = [("model", 0, 3), ("reference", 0, 1), ("model", 1, 2.0), ("reference", 1, 2), ("model", 2, -1)]
@@ -55,7 +57,7 @@ def a_run(tmp_path_factory):
 
 def ask(directory, *argv):
     named = ["--model", directory / "model", "--reference", directory / "reference", "--data", directory / "rows.jsonl"]
-    return run.guard(evaluate.evaluate, *evaluate.prepare([str(flag) for flag in (*named, *argv)]))
+    return program.guard(evaluate.evaluate, *evaluate.prepare([str(flag) for flag in (*named, *argv)]))
 
 
 def report(directory, capsys, *argv):
@@ -110,7 +112,7 @@ def test_two_models_that_are_one_are_as_good_as_each_other(a_run, capsys, monkey
     monkeypatch.syspath_prepend(a_run)
     argv = ["--model", a_run / "model", "--reference", a_run / "model", "--data", a_run / "rows.jsonl", "--json"]
     argv += ["--samples", 7, "--max-new-tokens", 4, "--scorer", "a_judge:distinct"]
-    assert run.guard(evaluate.evaluate, *evaluate.prepare([str(flag) for flag in argv])) == 0
+    assert program.guard(evaluate.evaluate, *evaluate.prepare([str(flag) for flag in argv])) == 0
     figures = json.loads(capsys.readouterr().out)["figures"]
     assert figures["accuracy"]["value"] == 0.5 != figures["win_rate"]["value"]
     for name in ("margin", "log_ratio_chosen", "calibration_error", "kl_mean_log_ratio", "kl_sum_of_tokens"):
@@ -229,7 +231,9 @@ def test_bad_input_is_one_line_and_exit_code_2(a_run, monkeypatch, capsys, argv,
 def test_a_mistake_is_named_before_pytorch_is_loaded(a_run):
     """Kills: seconds of waiting for --help, or for the name of a flag."""
     code = "import sys, runpy; sys.argv = ['evaluate', '--model', 'x', '--beta', '0']\n"
-    code += "try: runpy.run_module('dpo_min.evaluate', run_name='__main__')\nfinally: print('torch' in sys.modules)"
+    code += (
+        "try: runpy.run_module('dpo_min.judge.evaluate', run_name='__main__')\nfinally: print('torch' in sys.modules)"
+    )
     root = Path(evaluate.__file__).resolve().parents[1]
     shown = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env=os.environ)
     assert (shown.returncode, shown.stdout) == (2, "False\n"), shown.stderr
@@ -242,7 +246,7 @@ def test_an_empty_prompt_and_one_that_fills_the_positions_are_answered(a_run, tm
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = ["--samples", 4, "--max-new-tokens", 99]
     named = ["--model", a_run / "model", "--reference", a_run / "reference", "--data", tmp_path / "rows.jsonl"]
-    assert run.guard(evaluate.evaluate, *evaluate.prepare([str(flag) for flag in (*named, *argv, "--json")])) == 0
+    assert program.guard(evaluate.evaluate, *evaluate.prepare([str(flag) for flag in (*named, *argv, "--json")])) == 0
     found = json.loads(capsys.readouterr().out)
     figures = found["figures"]
     assert found["max_new_tokens"] == 12  # of 24 positions

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpo_min import lint
-from dpo_min.data import BadRow, Preference, parse_row, tokenize
-from dpo_min.tokenizer import load_tokenizer
+from dpo_min.data.rows import BadRow, Preference, parse_row, tokenize
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.judge import lint
 
 ROOT = Path(lint.__file__).parents[1]
 BYTES = load_tokenizer("bytes")
@@ -163,7 +163,7 @@ def test_the_command_reports_draws_and_ends_with_its_code(tmp_path):
     good = write(tmp_path / "good.jsonl", [CLEAN, CLEAN | {"chosen": " An oak."}])
     bad = tmp_path / "bad.jsonl.gz"
     bad.write_bytes(gzip.compress(json.dumps(CLEAN).encode() + b"\nnot json\n"))
-    command = [sys.executable, "-m", "dpo_min.data", "--check"]
+    command = [sys.executable, "-m", "dpo_min.judge.lint"]
 
     def run(*argv):
         return subprocess.run([*command, *map(str, argv)], cwd=ROOT, capture_output=True, text=True)

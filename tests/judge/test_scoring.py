@@ -9,12 +9,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpo_min.data import TokenizedPair
+from dpo_min.data.batch import batch_logps, pack
+from dpo_min.data.rows import TokenizedPair
+from dpo_min.decode.generate import generate
 from dpo_min.exact import enumerate_completions
-from dpo_min.generate import generate
-from dpo_min.metrics import mean_interval
-from dpo_min.packing import batch_logps, pack
-from dpo_min.scoring import draw, groups, kl_estimates, log_ratios, pair_logps
+from dpo_min.judge.scoring import draw, groups, kl_estimates, log_ratios, pair_logps
+from dpo_min.judge.statistics import mean_interval
 
 END = 4  # end-of-text of tiny_gpt
 

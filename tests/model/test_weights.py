@@ -9,8 +9,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpo_min.gpt import GPT, GPTConfig
-from dpo_min.weights import (
+from dpo_min.model.gpt import GPT, GPTConfig
+from dpo_min.model.weights import (
     MAX_HEADER,
     load_config,
     load_model,

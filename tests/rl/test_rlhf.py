@@ -10,13 +10,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from dpo_min.data import TokenizedPair
+from dpo_min.data.batch import pack
+from dpo_min.data.rows import TokenizedPair
 from dpo_min.exact import enumerate_completions, exact_log_policy
 from dpo_min.losses import LOSSES
 from dpo_min.objective import expectation, kl_divergence, log_partition, objective, optimal_policy
-from dpo_min.packing import pack
-from dpo_min.ppo import PPO, PPOConfig, adapt_beta, clipped_loss, gae, token_rewards, value_loss
-from dpo_min.rlhf import (
+from dpo_min.rl.ppo import PPO, PPOConfig, adapt_beta, clipped_loss, gae, token_rewards, value_loss
+from dpo_min.rl.rlhf import (
     Rollouts,
     ScalarGPT,
     best_of_n,

@@ -1,6 +1,6 @@
 """Two processes do what one does: real ones, started by torchrun; starting costs seconds, so few starts check much.
 
-The file is also the program that the first start runs: `torchrun … tests/test_distributed.py DIRECTORY`.
+The file is also the program that the first start runs: `torchrun … tests/run/test_distributed.py DIRECTORY`.
 """
 
 import json
@@ -15,12 +15,14 @@ import pytest
 import torch
 
 import train
-from dpo_min import distributed, options, run
-from dpo_min.config import Config
-from dpo_min.data import TokenizedPair
-from dpo_min.gpt import GPT, GPTConfig
-from dpo_min.tokenizer import load_tokenizer
-from dpo_min.weights import load_model
+from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.model.gpt import GPT, GPTConfig
+from dpo_min.model.weights import load_model
+from dpo_min.run import distributed, session
+from dpo_min.run.job import prepare
+from dpo_min.run.train_flags import TrainFlags
+from dpo_min.system import launcher, program
 
 ROOT = Path(train.__file__).parent
 STEPS, STOP_AT = 9, 5
@@ -58,7 +60,7 @@ class Interrupted(train.Stage):
 def fit(directory, kind=train.Stage, **settings):
     """A run in float64 from fixed weights, with clipping and decay that matter; returns the stage."""
     settings = {"weight_decay": 0.1, "max_grad_norm": 0.05, "warmup_steps": 2, "max_steps": STEPS} | settings
-    config = Config(
+    config = TrainFlags(
         data=[], batch_size=6, micro_batch_size=2, learning_rate=0.01, log_every=2, eval_every=3, save_every=4,
         **settings,
     )  # fmt: skip
@@ -98,7 +100,7 @@ def close(directory, expected):
 
 def in_two_processes(directory):
     """What each of the two processes does; one that fails an assertion fails the start."""
-    options.print_once()
+    launcher.print_once()
     distributed.start("cpu")
     first = distributed.rank() == 0
     assert distributed.world_size() == 2
@@ -208,7 +210,7 @@ def test_the_command_under_torchrun_writes_and_prints_once_and_one_process_can_g
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("done:") == shown.stdout.count("pairs to train on") == 1
     assert "2 processes on cpu" in shown.stdout
-    assert run.guard(train.train, *train.prepare([*flags, "--out", str(tmp_path / "one")])) == 0
+    assert program.guard(train.train, prepare([*flags, "--out", str(tmp_path / "one")])) == 0
     two, one = (
         [json.loads(line) for line in (tmp_path / out / "metrics.jsonl").read_text().splitlines()]
         for out in ("two", "one")
@@ -222,7 +224,7 @@ def test_the_command_under_torchrun_writes_and_prints_once_and_one_process_can_g
         weights = load_model(tmp_path / "two" / name).state_dict()
         for key, tensor in load_model(tmp_path / "one" / name).state_dict().items():
             torch.testing.assert_close(weights[key], tensor, rtol=0, atol=1e-3)
-    assert run.guard(train.train, *train.prepare([*flags, "--out", str(tmp_path / "two"), "--resume"])) == 0
+    assert program.guard(train.train, prepare([*flags, "--out", str(tmp_path / "two"), "--resume"])) == 0
     again = load_model(tmp_path / "two" / "model").state_dict()
     weights = load_model(tmp_path / "two" / "model").state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
@@ -234,7 +236,7 @@ def test_trouble_in_one_process_ends_all_with_one_message(tmp_path, prefs):
     model = GPT(GPTConfig(tokenizer.vocab_size, 48, 1, 2, 16))
     with torch.no_grad():
         model.wpe.weight[10:] = torch.nan
-    run.save_model_directory(model, tokenizer, tmp_path / "nan")
+    session.save_model_directory(model, tokenizer, tmp_path / "nan")
     rows = prefs.read_text().splitlines(keepends=True)
     (tmp_path / "two.jsonl").write_text(rows[6] + rows[7])  # 13 tokens and 8, one for each process
     flags = ["--init", tmp_path / "nan", "--eval-fraction", "0", "--max-length", "48"]
@@ -251,7 +253,7 @@ def test_of_the_processes_that_end_with_an_error_the_first_alone_speaks(tmp_path
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "0" / "error.json"))
     for message in ("cause", "consequence"):
         with pytest.raises(SystemExit, match="2"):
-            options.stop(message)
+            program.stop(message)
     assert capsys.readouterr().err.endswith("error: cause\n")
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import train
-from dpo_min import run
-from dpo_min.config import PREFERENCE_LOSSES, SMOOTHED, Config
-from dpo_min.gpt import GPT, Block, GPTConfig
-from dpo_min.tokenizer import Tokenizer, load_tokenizer
+from dpo_min.data.tokenizer import Tokenizer, load_tokenizer
+from dpo_min.model.gpt import GPT, Block, GPTConfig
+from dpo_min.run import directory, session
+from dpo_min.run.job import prepare
+from dpo_min.run.train_flags import LOSS_NAMES, SMOOTHED, TrainFlags
 
-LOSSES = [*PREFERENCE_LOSSES, "sft"]
+LOSSES = [*LOSS_NAMES, "sft"]
 SCRATCH = ["n_layer", "n_head", "n_embd", "block_size", "sft_steps", "sft_data"]  # without --init alone
 
 
@@ -35,7 +36,7 @@ def place(tmp_path_factory):
     tokenizer = load_tokenizer("bytes")
     for seed, name in enumerate(("init", "reference")):
         model = GPT(GPTConfig(257, 32, 1, 2, 8), torch.Generator().manual_seed(seed))
-        run.save_model_directory(model, tokenizer, place / name)
+        session.save_model_directory(model, tokenizer, place / name)
     (place / "reversed").mkdir()
     Tokenizer({bytes([b]): 255 - b for b in range(256)}, 256).save(place / "reversed")
     return place
@@ -103,7 +104,7 @@ def observed(place, name, flags):
     argv = [str(a) for key, value in flags.items() for a in spell(key, value)]
     hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
     try:
-        config, *prepared = train.prepare(argv)
+        config, *prepared = prepare(argv)
         assert train.train(config, *prepared) == 0
     finally:
         hook.remove()
@@ -122,7 +123,7 @@ def spell(name, value):
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_every_flag_changes_what_is_computed_or_is_refused(place, loss_type, monkeypatch, capsys):
     """Kills: a flag that is parsed and forgotten, under any loss. A new flag fails here until it has a value."""
-    monkeypatch.setattr(run, "draw_curves", lambda directory: None)  # a second each, and not what is looked at
+    monkeypatch.setattr(directory, "draw_curves", lambda directory: None)  # a second each, and not what is looked at
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(GPT, "compile", lambda model, dynamic: model.register_buffer("compiled", None))  # noted alone
     base = {"data": place / "data.jsonl", "eval_fraction": 0.4, "batch_size": 2, "max_length": 24}
@@ -138,7 +139,7 @@ def test_every_flag_changes_what_is_computed_or_is_refused(place, loss_type, mon
         except SystemExit:
             return capsys.readouterr().err
 
-    assert settings.keys() == {field.name for field in fields(Config)}
+    assert settings.keys() == {field.name for field in fields(TrainFlags)}
     plain, refused = observed(place, f"{loss_type}-plain", init), set()
     for name, (value, more) in settings.items():
         found = attempt(f"{loss_type}-{name}", init | more | {name: value})

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dpo_min import options
-from dpo_min.options import flag
+from dpo_min.system import flags, program
+from dpo_min.system.flags import flag
 
 
 @dataclass
@@ -18,9 +18,9 @@ class Config:
 
     data: list[str] = flag(MISSING, "what to read")
     more_data: list[str] = flag([], "what else to read")
-    beta: float = flag(0.1, "100% of the strength", options.POSITIVE)
-    max_steps: int | None = flag(None, "when to stop", options.COUNT)
-    seed: int = flag(0, "what to draw", options.SEED)
+    beta: float = flag(0.1, "100% of the strength", flags.POSITIVE)
+    max_steps: int | None = flag(None, "when to stop", flags.COUNT)
+    seed: int = flag(0, "what to draw", flags.SEED)
     reduce: str = flag("sum", "how to add", ["sum", "mean"])
     init: Path | None = flag(None, "where to start")
     prompt: str | None = flag(None, "what to say")
@@ -28,7 +28,7 @@ class Config:
 
 
 def parse(*argv):
-    return options.parse(Config, ["--data", "a.jsonl", *argv], "A description.")
+    return flags.parse(Config, ["--data", "a.jsonl", *argv], "A description.")
 
 
 def test_without_a_flag_each_field_has_its_default_and_only_the_given_are_given():
@@ -69,17 +69,17 @@ def test_any_text_can_be_given_after_an_equals_sign(text):
 
 
 @pytest.mark.parametrize(("accepts", "kind", "good", "bad"), [
-    (options.COUNT, int, ["1", str(10**9)], [str(10**9 + 1), "0", "-1", "1.0", "1e3", "", "x", "9" * 5000]),
-    (options.LENGTH, int, ["2"], ["1", "2.5"]),
-    (options.NATURAL, int, ["0"], ["-1"]),
-    (options.SEED, int, ["0", str(2**63 - 1)], ["-1", str(2**63)]),
-    (options.POSITIVE, float, ["1e-300", "3"], ["0", "-0.0", "-1", "inf", "nan", "1e999", "x", ""]),
-    (options.NOT_NEGATIVE, float, ["0", "1e300"], ["-1e-9", "inf", "nan"]),
-    (options.RATE, float, ["10", "1e-9"], ["0", "10.1", "nan"]),
-    (options.SIZE, int, ["1", "100000"], ["0", "100001"]),
-    (options.FRACTION, float, ["0", "0.999"], ["1", "-0.1", "nan"]),
-    (options.PROBABILITY, float, ["1", "1e-9"], ["0", "1.001", "nan"]),
-    (options.NOISE_RATE, float, ["0.499", "1e-9"], ["0", "0.5", "nan"]),
+    (flags.COUNT, int, ["1", str(10**9)], [str(10**9 + 1), "0", "-1", "1.0", "1e3", "", "x", "9" * 5000]),
+    (flags.LENGTH, int, ["2"], ["1", "2.5"]),
+    (flags.NATURAL, int, ["0"], ["-1"]),
+    (flags.SEED, int, ["0", str(2**63 - 1)], ["-1", str(2**63)]),
+    (flags.POSITIVE, float, ["1e-300", "3"], ["0", "-0.0", "-1", "inf", "nan", "1e999", "x", ""]),
+    (flags.NOT_NEGATIVE, float, ["0", "1e300"], ["-1e-9", "inf", "nan"]),
+    (flags.RATE, float, ["10", "1e-9"], ["0", "10.1", "nan"]),
+    (flags.SIZE, int, ["1", "100000"], ["0", "100001"]),
+    (flags.FRACTION, float, ["0", "0.999"], ["1", "-0.1", "nan"]),
+    (flags.PROBABILITY, float, ["1", "1e-9"], ["0", "1.001", "nan"]),
+    (flags.NOISE_RATE, float, ["0.499", "1e-9"], ["0", "0.5", "nan"]),
 ])  # fmt: skip
 def test_a_number_is_accepted_up_to_its_bounds_and_refused_beyond_with_flag_and_bounds(accepts, kind, good, bad):
     @dataclass
@@ -87,10 +87,10 @@ def test_a_number_is_accepted_up_to_its_bounds_and_refused_beyond_with_flag_and_
         top_p: kind = flag(None, "about", accepts)
 
     for text in good:
-        assert options.parse(One, [f"--top-p={text}"], "")[0].top_p == kind(text)
+        assert flags.parse(One, [f"--top-p={text}"], "")[0].top_p == kind(text)
     for text in bad:
         with pytest.raises(ValueError, match="--top-p") as error:
-            options.parse(One, [f"--top-p={text}"], "")
+            flags.parse(One, [f"--top-p={text}"], "")
         assert f"expected {accepts.words}, got {text!r}" in str(error.value)
 
 
@@ -134,12 +134,12 @@ def test_nothing_is_suggested_where_nothing_is_near():
 
 def test_a_missing_flag_is_named():
     with pytest.raises(ValueError, match="--data"):
-        options.parse(Config, [], "")
+        flags.parse(Config, [], "")
 
 
 def test_a_misspelt_required_flag_is_named_with_the_one_that_was_meant():
     with pytest.raises(ValueError, match=r"--dta: unknown argument; did you mean --data\?"):
-        options.parse(Config, ["--dta", "a.jsonl"], "")
+        flags.parse(Config, ["--dta", "a.jsonl"], "")
 
 
 def test_a_list_flag_given_twice_loses_nothing():
@@ -149,7 +149,7 @@ def test_a_list_flag_given_twice_loses_nothing():
 
 def test_help_shows_every_flag_what_it_is_for_and_its_default(capsys):
     with pytest.raises(SystemExit) as end:
-        options.parse(Config, ["--help"], "A description.")
+        flags.parse(Config, ["--help"], "A description.")
     shown = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0
     assert "A description." in shown
@@ -162,21 +162,21 @@ def test_help_shows_every_flag_what_it_is_for_and_its_default(capsys):
 
 def test_help_shows_a_default_of_zero_and_none_where_there_is_none(capsys):
     with pytest.raises(SystemExit):
-        options.parse(Config, ["--help"], "")
+        flags.parse(Config, ["--help"], "")
     shown = " ".join(capsys.readouterr().out.split())
     assert "--seed N what to draw (default: 0)" in shown
     assert "what else to read --beta" in shown
 
 
 def test_a_flag_without_effect_is_refused_only_where_it_was_given():
-    options.refuse({"data"}, ["max_steps", "seed"], "with --epochs")
+    flags.refuse({"data"}, ["max_steps", "seed"], "with --epochs")
     with pytest.raises(ValueError, match=r"^--max-steps has no effect with --epochs; leave it out$"):
-        options.refuse({"data", "max_steps"}, ["seed", "max_steps"], "with --epochs")
+        flags.refuse({"data", "max_steps"}, ["seed", "max_steps"], "with --epochs")
 
 
 def test_stopping_prints_one_line_and_returns_2(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["some/where/train.py", "--beta", "0"])
     with pytest.raises(SystemExit) as end:
-        options.stop("--beta: expected a number above 0, got '0'")
+        program.stop("--beta: expected a number above 0, got '0'")
     assert end.value.code == 2
     assert capsys.readouterr() == ("", "train.py: error: --beta: expected a number above 0, got '0'\n")

@@ -23,16 +23,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torture
 
 import train
-from dpo_min import options, run
-from dpo_min.checkpoint import damage, load_checkpoint, save_checkpoint
-from dpo_min.config import Config
-from dpo_min.data import TokenizedPair, read_rows
-from dpo_min.files import Lock, read_json, write_atomically
-from dpo_min.gpt import GPT, GPTConfig
-from dpo_min.reference import ReferenceLogps
-from dpo_min.tokenizer import load_tokenizer
-from dpo_min.watch import Watch, sampled_kl
-from dpo_min.weights import load_model
+from dpo_min.data.rows import TokenizedPair, read_rows
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.model.gpt import GPT, GPTConfig
+from dpo_min.model.weights import load_model
+from dpo_min.run import directory, session
+from dpo_min.run.checkpoint import damage, load_checkpoint, save_checkpoint
+from dpo_min.run.interrupt import Interrupt
+from dpo_min.run.job import prepare
+from dpo_min.run.stored_reference import ReferenceLogps
+from dpo_min.run.train_flags import TrainFlags
+from dpo_min.run.watch import Watch, sampled_kl
+from dpo_min.system import program, streams
+from dpo_min.system.files import Lock, read_json, write_atomically
 
 ROOT = Path(train.__file__).parent
 PAIRS = [TokenizedPair([i % 4, (i * 7) % 4], [4], [4]) for i in range(40)]
@@ -41,7 +44,7 @@ PAIRS = [TokenizedPair([i % 4, (i * 7) % 4], [4], [4]) for i in range(40)]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No pictures, and no waiting for the disk: both take longer than what is tested."""
-    monkeypatch.setattr(run, "draw_curves", lambda directory: None)
+    monkeypatch.setattr(directory, "draw_curves", lambda directory: None)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -51,7 +54,7 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("safety")
     torture.write_rows(place / "prefs.jsonl", 24)
     model = GPT(GPTConfig(257, 48, 1, 2, 8), torch.Generator().manual_seed(0))
-    run.save_model_directory(model, load_tokenizer("bytes"), place / "init")
+    session.save_model_directory(model, load_tokenizer("bytes"), place / "init")
     return place
 
 
@@ -60,7 +63,7 @@ def fit(place, out, *argv):
     flags = ["--data", place / "prefs.jsonl", "--init", place / "init", "--out", out, "--batch-size", 6]
     flags += ["--learning-rate", 1e-3, "--eval-fraction", 0.3, "--log-every", 2, "--eval-every", 3, *argv]
     try:
-        return run.guard(train.train, *train.prepare([str(a) for a in flags]))
+        return program.guard(train.train, prepare([str(a) for a in flags]))
     except SystemExit as stopped:
         return stopped.code
 
@@ -94,7 +97,7 @@ def test_twice_n_steps_are_n_steps_and_n_more_to_the_last_bit(tmp_path_factory, 
 
 def test_a_run_that_was_stopped_before_it_began_begins_where_it_is_resumed(place, tmp_path, capsys):
     """Kills: a run killed while PyTorch was loaded, which --resume does not know."""
-    options.claim(tmp_path / "killed")
+    directory.claim(tmp_path / "killed")
     assert fit(place, tmp_path / "killed", "--max-steps", 2, "--resume") == 0
     assert "was stopped before it began; it begins now" in capsys.readouterr().out
     assert fit(place, tmp_path / "whole", "--max-steps", 2) == 0
@@ -154,7 +157,7 @@ def test_a_run_that_saved_nothing_leaves_its_directory_free(place, tmp_path, cap
     subprocess.run(["cp", "-r", place / "init", bad], check=True)
     model = load_model(bad)
     torch.nn.init.constant_(model.wpe.weight, torch.inf)
-    run.save_model_directory(model, load_tokenizer("bytes"), bad)
+    session.save_model_directory(model, load_tokenizer("bytes"), bad)
     assert fit(place, tmp_path / "run", "--init", bad, "--max-steps", 2) == 1
     assert "the loss is nan on" in capsys.readouterr().err and (tmp_path / "run" / "config.json").exists()
     assert fit(place, tmp_path / "run", "--max-steps", 2) == 0
@@ -215,7 +218,7 @@ def test_a_run_killed_between_any_two_changes_of_the_disk_ends_as_the_one_that_w
 
     def fit_in(out):
         argv = [*flags, "--out", out, *torture.resumed(out)]
-        return run.guard(train.train, *train.prepare([str(a) for a in argv]))
+        return program.guard(train.train, prepare([str(a) for a in argv]))
 
     assert in_a_child(lambda: fit_in(tmp_path / "whole" / "run")) == 0
     out, kills = tmp_path / "parts" / "run", 0
@@ -229,7 +232,7 @@ def test_a_run_killed_between_any_two_changes_of_the_disk_ends_as_the_one_that_w
 
 def test_a_directory_is_for_one_run_at_a_time(place, tmp_path, capsys):
     (tmp_path / "run").mkdir()
-    with Lock(tmp_path / "run" / options.LOCK):
+    with Lock(tmp_path / "run" / directory.LOCK):
         assert fit(place, tmp_path / "run", "--max-steps", 1) == 2
         assert "another run is writing there" in capsys.readouterr().err
     assert fit(place, tmp_path / "run", "--max-steps", 1) == 0
@@ -237,7 +240,7 @@ def test_a_directory_is_for_one_run_at_a_time(place, tmp_path, capsys):
 
 def test_sigterms_are_one_wish_and_a_second_ctrl_c_is_obeyed():
     """Kills: a second SIGTERM that loses the step; a Ctrl-C after a SIGTERM taken for a second one."""
-    with run.Interrupt() as interrupt:
+    with Interrupt() as interrupt:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
             signal.raise_signal(number)
             assert interrupt.requested
@@ -251,8 +254,8 @@ def test_standard_output_may_close(tmp_path):
     os.close(reader)
     with os.fdopen(writer, "w") as pipe:
         for _ in range(3):
-            print("on and on", file=options.Steady(pipe), flush=True)
-        assert options.Steady(pipe).isatty() is False
+            print("on and on", file=streams.Steady(pipe), flush=True)
+        assert streams.Steady(pipe).isatty() is False
 
 
 # --- broken files -----------------------------------------------------------------------------------------------
@@ -315,7 +318,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before_it(two, monk
     state = {"step": 9, "best": 0.5, "totals": {}, "closing": [], "overflows": 0}
     with monkeypatch.context() as patch:
         patch.setattr(
-            "dpo_min.checkpoint.seal", lambda path, state: (_ for _ in ()).throw(OSError(28, "No space left"))
+            "dpo_min.run.checkpoint.seal", lambda path, state: (_ for _ in ()).throw(OSError(28, "No space left"))
         )
         with pytest.raises(OSError, match="step-00000009: cannot be written: OSError: No space left; the checkpoint"):
             save_checkpoint(two[0], torture.make_parts(), state)
@@ -337,16 +340,16 @@ def test_what_is_read_is_bounded(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(ValueError, match="not a regular file"):
         read_json(tmp_path / "pipe.json")
-    monkeypatch.setattr("dpo_min.files.read_text.__defaults__", (10,))
+    monkeypatch.setattr("dpo_min.system.files.read_text.__defaults__", (10,))
     with write_atomically(tmp_path / "long.json") as file:
         file.write(b"{" + b" " * 10 + b"}")
     with pytest.raises(ValueError, match="larger than 10 bytes"):
         read_json(tmp_path / "long.json")
-    monkeypatch.setattr("dpo_min.data.MAX_ROW", 100)
+    monkeypatch.setattr("dpo_min.data.rows.MAX_ROW", 100)
     (tmp_path / "rows.jsonl").write_bytes(b"\n" + b"x" * 101)
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: a row of more than 100 bytes"):
         list(read_rows(tmp_path / "rows.jsonl"))
-    monkeypatch.setattr("dpo_min.data.EXPANSION_FREE", 1000)
+    monkeypatch.setattr("dpo_min.data.rows.EXPANSION_FREE", 1000)
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b"{}\n" * 10**5))
     with pytest.raises(ValueError, match=r"rows\.jsonl\.gz:\d+: expands to more than 100 times its size"):
         list(read_rows(tmp_path / "rows.jsonl.gz"))
@@ -355,7 +358,7 @@ def test_what_is_read_is_bounded(tmp_path, monkeypatch):
 def test_a_model_that_no_memory_holds_is_refused_before_it_is_built(place, tmp_path, capsys):
     argv = ["--data", place / "prefs.jsonl", "--out", tmp_path / "run", "--n-embd", 100_000, "--n-layer", 1000]
     with pytest.raises(SystemExit):
-        train.prepare([str(a) for a in argv])
+        prepare([str(a) for a in argv])
     assert "more than this machine's memory" in capsys.readouterr().err
 
 
@@ -376,7 +379,7 @@ LINE = {"split": "train", "step": 5, "pairs": 40, "loss": 0.5, "rewards/accuraci
 )
 def test_trouble_is_said_once_in_one_line(lines, word):
     said = []
-    watch = Watch(Config(data=[], max_kl=3.0), said.append)
+    watch = Watch(TrainFlags(data=[], max_kl=3.0), said.append)
     for line in lines * 3:
         watch.look(line)
     assert len(said) == 1 and word in said[0] and said[0].startswith("warning: step 5:") and "\n" not in said[0]
@@ -389,7 +392,7 @@ def test_trouble_is_said_once_in_one_line(lines, word):
 )  # fmt: skip
 def test_what_is_usual_is_not_warned_of(line):
     """Kills: thresholds on the wrong side; a train loss judged by one batch; right pairs counted over wrong lines."""
-    watch = Watch(Config(data=[], max_kl=3.0), pytest.fail)
+    watch = Watch(TrainFlags(data=[], max_kl=3.0), pytest.fail)
     for accuracy in (1.0, 1.0, 0.9) * 3:
         watch.look(line | {"rewards/accuracies": accuracy})
 

@@ -12,13 +12,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import train
-from dpo_min import reference, run
-from dpo_min.data import TokenizedPair
-from dpo_min.gpt import GPT, GPTConfig
-from dpo_min.packing import batch_logps, pack
-from dpo_min.reference import ReferenceLogps, follow, model_fingerprint, pair_digest
-from dpo_min.tokenizer import load_tokenizer
-from dpo_min.weights import load_model
+from dpo_min.data.batch import batch_logps, pack
+from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.model.gpt import GPT, GPTConfig
+from dpo_min.model.weights import load_model, model_fingerprint
+from dpo_min.run import directory, session, stored_reference
+from dpo_min.run.job import prepare
+from dpo_min.run.stored_reference import ReferenceLogps, follow, pair_digest
+from dpo_min.system import program
 
 SETTINGS = {"batch_size": 8, "micro_batch_size": 4, "seed": 0, "dtype": "auto", "weights": "f00", "device": "cpu"}
 GENERATOR = torch.Generator().manual_seed(0)
@@ -152,7 +154,7 @@ def test_a_file_is_not_found_under_other_settings(tmp_path, change):
 def test_a_file_of_another_format_or_pytorch_is_not_found(tmp_path, monkeypatch):
     """Kills: numbers of another version's kernels."""
     filled(tmp_path, [SMALL])
-    for module, name, value in ((reference, "FORMAT", -1), (torch, "__version__", "0.0")):
+    for module, name, value in ((stored_reference, "FORMAT", -1), (torch, "__version__", "0.0")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)
             assert not known(ReferenceLogps(tmp_path, SETTINGS))
@@ -342,7 +344,7 @@ def write(path, values):
 
 def fit(*argv):
     """Run the command line in this process; returns its exit code."""
-    return run.guard(train.train, *train.prepare([str(a) for a in argv]))
+    return program.guard(train.train, prepare([str(a) for a in argv]))
 
 
 def metrics(directory, split=None):
@@ -385,7 +387,7 @@ def base(tmp_path_factory, prefs):
 @pytest.fixture(autouse=True)
 def without_a_picture(monkeypatch):
     """The picture of a run takes longer than the run."""
-    monkeypatch.setattr(run, "draw_curves", lambda directory: None)
+    monkeypatch.setattr(directory, "draw_curves", lambda directory: None)
 
 
 def cached(directory):
@@ -403,7 +405,7 @@ def assert_no_reward_yet(lines):
 def unequal(tmp_path_factory):
     """The flags of one step of `MODEL` on rows of very unequal lengths, whose last bits follow their batch."""
     directory = tmp_path_factory.mktemp("unequal")
-    run.save_model_directory(MODEL, load_tokenizer("bytes"), directory / "model")
+    session.save_model_directory(MODEL, load_tokenizer("bytes"), directory / "model")
     texts = ["".join(chr(97 + i % 26) for i in draw(5 + 7 * n % 53)) for n in range(120)]
     values = [dict(zip(("prompt", "chosen", "rejected"), texts[i : i + 3], strict=True)) for i in range(0, 120, 3)]
     data = write(directory / "prefs.jsonl", values)
@@ -424,7 +426,7 @@ def test_a_stored_reference_starts_at_log_2_with_no_reward(tmp_path, unequal, dt
     assert fit(*flags, "--out", tmp_path / "first") == 0
     assert_no_reward_yet(metrics(tmp_path / "first")[:2])  # the held-out rows, then the first step's own
     files = cached(tmp_path)
-    monkeypatch.setattr(reference, "batch_logps", never)
+    monkeypatch.setattr(stored_reference, "batch_logps", never)
     assert fit(*flags, "--out", tmp_path / "second") == 0
     assert metrics(tmp_path / "second") == metrics(tmp_path / "first")
     assert cached(tmp_path) == files

@@ -1,0 +1,4 @@
+"""Is the model better, and are the data sound? Scores, statistics, credit token by token, the linter, pictures.
+"""
+
+READING_ORDER = ("statistics", "trained_with", "scoring", "display", "credit", "pictures", "lint_picture", "lint", "evaluate")

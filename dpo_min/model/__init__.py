@@ -1,0 +1,4 @@
+"""The language model: tokens in, hidden states out, and its weights to and from a directory.
+"""
+
+READING_ORDER = ("sizes", "gpt", "weights")

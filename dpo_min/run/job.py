@@ -1,0 +1,49 @@
+"""What a command line of train.py asks for: flags, tokenizer and pairs, each checked, without PyTorch."""
+
+from typing import NamedTuple
+
+from dpo_min.data.cache import read_pairs
+from dpo_min.data.tokenizer import Tokenizer
+from dpo_min.run.calendar import count_steps
+from dpo_min.run.lengths import resolve_lengths
+from dpo_min.run.resume import check_flags
+from dpo_min.run.train_flags import TrainFlags, read_flags
+from dpo_min.system.flags import refuse
+from dpo_min.system.launcher import print_once
+from dpo_min.system.program import stop
+
+
+class Job(NamedTuple):
+    """A run that can begin."""
+
+    flags: TrainFlags
+    tokenizer: Tokenizer
+    pairs: list  # `TokenizedPair`s to train on
+    held_out: list
+    sft_pairs: list  # for the first fit
+
+
+def prepare(argv):
+    """The `Job` of a command line; a mistake in flags or rows ends the program with one line and exit code 2."""
+    print_once()
+    try:
+        flags, given = read_flags(argv, "Train a language model on preferences, by DPO.")
+        tokenizer = resolve_lengths(flags)
+        if flags.resume:
+            check_flags(flags, tokenizer)
+        if flags.device not in ("auto", "cpu"):  # not after minutes of data; PyTorch is loaded for this one answer
+            from dpo_min.system.devices import choose_device
+
+            choose_device(flags.device, flags.dtype)
+        job = Job(flags, tokenizer, *read_pairs(flags, tokenizer))
+        if not job.held_out:
+            refuse(given, ["eval_every", "max_kl"], "without held-out rows, and none fell to --eval-fraction")
+        if not flags.init and flags.loss_type != "sft":
+            flags.sft_steps = flags.sft_steps or count_steps(flags, job.pairs)[0]
+        return job
+    except ValueError as error:
+        stop(error)
+    except OSError as error:
+        stop(f"preparing the data: {error}", code=1)
+    except KeyboardInterrupt:
+        stop("stopped before anything was trained", code=130)

@@ -1,0 +1,123 @@
+"""The numbers of a run: sums that make exact means, metrics.jsonl for machines, a line for people."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from dpo_min.run import distributed
+from dpo_min.system.files import write_atomically
+
+
+class Totals(dict):
+    """Sums of metrics over pairs, so that a mean is exact however the pairs were divided into batches."""
+
+    def add(self, metrics, loss_sum):
+        """Add name → (B,) metrics, and the sum of the losses, a scalar; they stay on their device until `settle`."""
+        for name, values in (metrics | {"loss": loss_sum}).items():
+            dtype = torch.promote_types(values.dtype, torch.float32)
+            total = values.detach().sum(dtype=dtype)
+            self[name] = self.get(name, 0.0) + (total if total.device.type == "mps" else total.double())  # it has none
+
+    def count(self, pairs, denominator, chosen_only):
+        """Count what was added: pairs, what the loss is a mean over (pairs, or tokens), and tokens seen.
+
+        Several processes add their shares, but each sees all of a step's pairs: the first counts them.
+        """
+        if distributed.rank():
+            return
+        tokens = sum(p.num_tokens - chosen_only * len(p.rejected_ids) for p in pairs)
+        for name, number in (("pairs", len(pairs)), ("denominator", denominator), ("tokens", tokens)):
+            self[name] = self.get(name, 0) + number
+
+    def settle(self):
+        """Name → number: itself, with every sum as a plain number; the device is waited for."""
+        self.update({name: total.item() if torch.is_tensor(total) else total for name, total in self.items()})
+        return dict(self)
+
+    def means(self):
+        """The mean of every metric; the sums start again from nothing."""
+        pairs, denominator, loss = self.pop("pairs"), self.pop("denominator"), self.pop("loss")
+        del self["tokens"]
+        line = {"pairs": pairs, "loss": loss / denominator} | {name: total / pairs for name, total in self.items()}
+        self.clear()
+        return line
+
+
+class Log:
+    """metrics.jsonl for machines and a line for people: it rewrites itself on a terminal, and is plain in a pipe.
+
+    A resumed run first drops the lines that it is about to write again. Of several processes the first writes the
+    file; `dpo_min.system.launcher.print_once` keeps the others from printing.
+    """
+
+    SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}  # noqa: RUF012
+
+    def __init__(self, directory, label, steps, epoch_steps, first=0, closing=(), look=lambda line: None):
+        """A run of `steps` steps, `epoch_steps` to the epoch, that begins or goes on after step `first`.
+
+        closing: the splits whose line of step `first` was written only because a shorter run ended there;
+        look: called with every line.
+        """
+        self.closing, self.look = closing if first < steps else (), look
+        self.path = Path(directory) / "metrics.jsonl"
+        self.label, self.steps, self.epoch_steps, self.first = label, steps, epoch_steps, first
+        self.live, self.text = sys.stdout.isatty(), ""
+        self.start = self.last = time.perf_counter()
+        if distributed.rank() == 0:
+            self.begin(first)
+
+    def begin(self, first):
+        """The file, empty or with the lines that were earned by step `first`."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = []
+        if first and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        with write_atomically(self.path) as file:
+            for line in lines:
+                if line.endswith("\n") and earned(line, first, self.closing):
+                    file.write(line.encode())
+
+    def write(self, split, step, totals, **more):
+        """Write and show the means of `totals` over all processes; it starts again. Returns the line."""
+        totals.update(distributed.sums(totals.settle()))
+        now = time.perf_counter()
+        more["tokens_per_second"] = round(totals["tokens"] / (now - self.last), 1)
+        pace = totals["pairs"] / (now - self.last)
+        self.last = now
+        line = {"split": split, "step": step, "epoch": round(step / self.epoch_steps, 4)} | totals.means() | more
+        if distributed.rank() == 0:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        text = "  ".join(f"{short} {line[name]:.4f}" for name, short in self.SHOWN.items() if name in line)
+        if split == "eval":
+            self.show(step, f"held out: {text}", end="\n")
+        else:
+            self.text = f"{text}  {pace:.1f} pairs/s"
+            self.show(step, self.text, end="" if self.live else "\n")
+        self.look(line)
+        return line
+
+    def tick(self, step):
+        """Count a step on a terminal's line; the last one stays."""
+        if self.live:
+            self.show(step, self.text, end="" if step < self.steps else "\n")
+
+    def show(self, step, text, end):
+        """Print label, step, figures, and the time left at the pace so far."""
+        line = f"{self.label} {step:>{len(str(self.steps))}}/{self.steps}  {text}"
+        if self.first < step < self.steps:
+            left = int((time.perf_counter() - self.start) / (step - self.first) * (self.steps - step))
+            line += f"  {left // 60}:{left % 60:02d} left"
+        print(("\r\x1b[K" if self.live else "") + line, end=end, flush=True)
+
+
+def earned(line, step, closing=()):
+    """Whether a line of metrics is whole, of a step reached by `step`, and none of that step's `closing` lines."""
+    try:
+        line = json.loads(line)
+        return line["step"] < step or (line["step"] == step and line["split"] not in closing)
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,110 @@
+"""The run directory while a run lasts: opened and locked, its settings compared, its models saved."""
+
+import importlib
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+
+from dpo_min.data.cache import data_hash
+from dpo_min.model.weights import model_fingerprint, save_model
+from dpo_min.run import checkpoint, directory, distributed, resume
+from dpo_min.run.calendar import count_steps
+from dpo_min.system.devices import choose_device
+
+
+def identity_of(job, policy, reference):
+    """Everything that determines a run, name → value, as its config.json keeps it; the models as they begin."""
+    flags = job.flags
+    device, dtype = choose_device(flags.device, flags.dtype)
+    hashes = [data_hash(paths, flags.cache) for paths in (flags.data, flags.eval_data, flags.sft_data)]
+    hashes += [job.tokenizer.fingerprint(), flags.init and model_fingerprint(policy)]
+    now = dict(zip(resume.HASHES, hashes, strict=False))  # the reference comes last
+    if reference or flags.loss_type == "sft" or flags.init:  # one that is fitted here has no hash yet
+        now["reference_sha256"] = reference and model_fingerprint(reference)
+    where = {"device": device, "dtype": str(dtype).removeprefix("torch."), "versions": resume.versions()}
+    where |= {"processes": distributed.world_size(), "threads": torch.get_num_threads()}
+    return resume.kept_flags(flags) | where | {"steps": count_steps(flags, job.pairs)[0]} | now
+
+
+@contextmanager
+def opened(flags, identity):
+    """The run directory, locked while the context lasts, with its config.json; of a resumed run it is compared first.
+
+    Of several processes the first does it; the others wait.
+
+    Raises:
+        ValueError: the directory cannot be made, another run is writing in it, or its run began with other settings.
+    """
+    lock = nullcontext()
+    if distributed.rank() == 0:
+        try:
+            flags.out.mkdir(parents=True, exist_ok=True)
+            lock = directory.hold(flags.out)
+        except OSError as error:
+            raise ValueError(f"--out {flags.out}: {error.strerror}") from error
+    with lock:
+        if distributed.rank() == 0:
+            enter(flags, identity)
+        distributed.barrier()
+        yield
+
+
+def enter(flags, identity):
+    """`opened` in the first process, which holds the lock."""
+    directory.check_out(flags.out, flags.resume, held=True)  # another may have come and gone since it was checked
+    if flags.resume:
+        before = resume.read_run(flags.out)
+        taken = max(map(checkpoint.number, checkpoint.found(flags.out / "checkpoint")), default=0)
+        if taken > identity["steps"]:
+            raise ValueError(f"--resume: the run has taken {taken} steps, more than {identity['steps']}")
+        for note in resume.compare(before, identity):
+            print(f"resume: {note}")
+        identity = before | identity
+    else:
+        for name in directory.RUN_FILES[:2]:  # of a run that stopped before it saved anything
+            (flags.out / name).unlink(missing_ok=True)
+    for left in flags.out.rglob("*.partial"):  # files that were being written when the run was killed
+        if left.is_file():
+            left.unlink(missing_ok=True)
+    resume.write_run(flags.out, identity)
+
+
+def note_reference(directory, fingerprint):
+    """Keep the hash of the reference that was fitted here, or compare it with the one that was kept.
+
+    Raises:
+        ValueError: the reference is not the one that the run was begun with.
+    """
+    if distributed.rank() == 0:
+        before = resume.read_run(directory)
+        if before.get("reference_sha256"):
+            resume.compare(before, {"reference_sha256": fingerprint})
+        else:
+            resume.write_run(directory, before | {"reference_sha256": fingerprint})
+    distributed.barrier()
+
+
+def save_model_directory(model, tokenizer, directory):
+    """A model with its tokenizer's files: what `train.py --init` and `sample.py --model` take.
+
+    Every process must take part; the first writes, and none goes on before it has.
+    """
+    model = distributed.gather(model)
+    if model:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        tokenizer.save(directory)
+        save_model(model, directory, tokenizer.end_of_text)  # config.json comes last: with it the directory is whole
+    distributed.barrier()
+
+
+def draw_curves(directory):
+    """curves.png, where matplotlib is installed; a run needs no picture to be complete."""
+    if distributed.rank():
+        return
+    try:
+        plots = importlib.import_module("dpo_min.judge.pictures")
+    except ImportError as error:
+        print(f"no curves.png ({error}): pip install matplotlib, then python -m dpo_min.judge.pictures {directory}")
+    else:
+        plots.draw_curves(directory)

@@ -1,0 +1,6 @@
+"""What a program needs from the machine it runs on: whole files, flags, streams, signals, one line for an error.
+
+Nothing here knows of models or preferences, and only devices.py loads PyTorch.
+"""
+
+READING_ORDER = ("files", "flags", "launcher", "streams", "signals", "program", "devices")
