@@ -118,9 +118,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if len(sys.argv) > 1:  # one of the test's two processes
         launcher.print_once()
-        distributed.start("cpu")
-        trajectory(sys.argv[1])
-        distributed.end()
+        with distributed.joined("cpu"):
+            trajectory(sys.argv[1])
     else:
         with tempfile.TemporaryDirectory() as name:
             found = {

@@ -10,6 +10,7 @@ import torch
 import sample
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.model.gpt import GPT, GPTConfig
+from dpo_min.run.sample_flags import prepare
 from dpo_min.run.session import save_model_directory
 from dpo_min.system import program
 
@@ -28,7 +29,7 @@ def models(tmp_path_factory):
 
 
 def ask(*argv):
-    return program.guard(sample.sample, *sample.prepare([str(a) for a in argv]))
+    return program.guard(sample.sample, *prepare([str(a) for a in argv]))
 
 
 def answers(capsys, *argv):

@@ -178,7 +178,7 @@ def test_one_step_moves_the_policy_and_not_the_reference(prefs, init, tmp_path):
 def make_stage(init, prefs, directory, *argv):
     """A stage in float64, and its pairs."""
     flags = ["--data", prefs, "--init", init, "--out", directory / "stage", "--eval-fraction", 0, "--max-length", 48]
-    config, tokenizer, (pairs, _, _) = prepare([str(a) for a in [*flags, *argv]])
+    config, tokenizer, pairs, *_ = prepare([str(a) for a in [*flags, *argv]])
     policy, reference = train.build_models(config, tokenizer)
     reference = reference and reference.double()
     return train.Stage(config, policy.double(), reference, directory), pairs

@@ -1,4 +1,15 @@
-"""Is the model better, and are the data sound? Scores, statistics, credit token by token, the linter, pictures.
-"""
+"""Is the model better, and are the data sound? Scores, statistics, credit token by token, the linter, pictures."""
 
-READING_ORDER = ("statistics", "trained_with", "scoring", "display", "credit", "pictures", "lint_picture", "lint", "evaluate")
+READING_ORDER = (
+    "statistics",
+    "trained_with",
+    "scoring",
+    "scorers",
+    "measure",
+    "display",
+    "credit",
+    "pictures",
+    "lint_picture",
+    "lint",
+    "evaluate",
+)

@@ -25,8 +25,8 @@ import numpy as np
 
 from dpo_min.data.rows import BadRow, parse_line, read_rows, truncate
 from dpo_min.data.tokenizer import load_tokenizer
-from dpo_min.system import flags, program
-from dpo_min.system.flags import COUNT, LENGTH, flag
+from dpo_min.system.flags import COUNT, LENGTH, flag, parse
+from dpo_min.system.program import stop
 
 SHOWN = 3  # places named for each finding
 PARTS = 64  # temporary files; one of them is in memory at a time
@@ -231,7 +231,7 @@ def check_text(report, place, prompt, chosen, rejected):
             break
 
 
-def check_files(config, tokenizer, show=lambda rows, text: None):
+def check_files(flags, tokenizer, show=lambda rows, text: None):
     """The `Report` of the files; `show` is called now and then with the rows read and the file.
 
     Raises:
@@ -239,9 +239,9 @@ def check_files(config, tokenizer, show=lambda rows, text: None):
     """
     report = Report(lengths=Lengths())
     pairs, prompts = Spill(), Spill()
-    paths = [*config.files, *config.against]
+    paths = [*flags.files, *flags.against]
     for index, path in enumerate(paths):
-        own = index < len(config.files)
+        own = index < len(flags.files)
         for number, line, _ in read_rows(path):
             show(report.rows, path)
             report.rows += own
@@ -254,13 +254,13 @@ def check_files(config, tokenizer, show=lambda rows, text: None):
                 continue
             first, second = sorted((chosen, rejected))
             pairs.add(digest(prompt, first, second), chosen == first, min(index, 255), number)
-            if config.against:
+            if flags.against:
                 prompts.add(digest(prompt), 0, min(index, 255), number)
             if own:
                 report.usable += 1
                 check_text(report, place, prompt, chosen, rejected)
-                check_length(report, place, config, tokenizer, (prompt, chosen, rejected))
-    compare(report, pairs, prompts, paths, len(config.files))
+                check_length(report, place, flags, tokenizer, (prompt, chosen, rejected))
+    compare(report, pairs, prompts, paths, len(flags.files))
     return report
 
 
@@ -273,14 +273,14 @@ def add_bad(report, place, reason):
     report.add(code, place, reason[:200])
 
 
-def check_length(report, place, config, tokenizer, texts):
+def check_length(report, place, flags, tokenizer, texts):
     """Count the tokens of one row, and what the limits would cut."""
     if tokenizer.ranks_are_bytes:
         sizes = [len(text.encode()) for text in texts]
     else:
         sizes = [len(ids) for ids in tokenizer.encode_batch(texts)]
     whole = tuple(map(range, (sizes[0] or 1, sizes[1] + 1, sizes[2] + 1)))  # with their end-of-text
-    kept = truncate(*whole, config.max_length, config.max_prompt_length)
+    kept = truncate(*whole, flags.max_length, flags.max_prompt_length)
     if kept is None:
         report.add("dropped", place)
     elif kept != whole:
@@ -347,9 +347,9 @@ def as_json(report):
             "malformed_reasons": malformed, "lengths": lengths}  # fmt: skip
 
 
-def as_text(report, config):
+def as_text(report, flags):
     """The report for people."""
-    lines = [f"{', '.join(config.files)}: {report.rows} rows, {report.usable} usable"]
+    lines = [f"{', '.join(flags.files)}: {report.rows} rows, {report.usable} usable"]
     for code, (error, about) in FINDINGS.items():
         number = report.counts[code]
         if number:
@@ -363,7 +363,7 @@ def as_text(report, config):
         numbers = report.lengths.summary()
         low, high = numbers["longer_is_chosen_interval"]
         differ, longer = numbers["lengths_differ"], numbers["longer_is_chosen"]
-        lines.append(f"\nlengths in tokens ({config.tokenizer}), end-of-text included: mean, longest")
+        lines.append(f"\nlengths in tokens ({flags.tokenizer}), end-of-text included: mean, longest")
         for side in ("prompt", "chosen", "rejected"):
             lines.append(f"  {side:<9}{numbers[f'mean_tokens_{side}']:>9.1f}{numbers[f'longest_{side}']:>9}")
         if differ:
@@ -382,24 +382,24 @@ def as_text(report, config):
 def main(argv):
     """Check, print, and return the exit code: 0, or 1 where errors were found."""
     try:
-        config, _ = flags.parse(LintFlags, argv, "Look for what is wrong with a file of preferences.")
-        if config.max_prompt_length and config.max_prompt_length >= config.max_length:
-            raise ValueError(f"--max-prompt-length must stay below --max-length, which is {config.max_length}")
-        if config.png and (config.png.suffix != ".png" or not config.png.absolute().parent.is_dir()):
-            raise ValueError(f"--png {config.png}: expected a file NAME.png in a directory that exists")
-        if len(config.files) + len(config.against) > 255:
+        flags, _ = parse(LintFlags, argv, "Look for what is wrong with a file of preferences.")
+        if flags.max_prompt_length and flags.max_prompt_length >= flags.max_length:
+            raise ValueError(f"--max-prompt-length must stay below --max-length, which is {flags.max_length}")
+        if flags.png and (flags.png.suffix != ".png" or not flags.png.absolute().parent.is_dir()):
+            raise ValueError(f"--png {flags.png}: expected a file NAME.png in a directory that exists")
+        if len(flags.files) + len(flags.against) > 255:
             raise ValueError("FILE: at most 255 files at a time")
-        tokenizer = load_tokenizer(config.tokenizer)
-        report = check_files(config, tokenizer, Progress())
-        if config.png:
-            draw(report, config.png)
+        tokenizer = load_tokenizer(flags.tokenizer)
+        report = check_files(flags, tokenizer, Progress())
+        if flags.png:
+            draw(report, flags.png)
     except ValueError as error:
-        program.stop(error)
+        stop(error)
     except OSError as error:
-        program.stop(f"the check stopped: {error}", code=2)
+        stop(f"the check stopped: {error}", code=2)
     except KeyboardInterrupt:
-        program.stop("stopped before the end of the data", code=130)
-    print(json.dumps(as_json(report), ensure_ascii=False, indent=2) if config.json else as_text(report, config))
+        stop("stopped before the end of the data", code=130)
+    print(json.dumps(as_json(report), ensure_ascii=False, indent=2) if flags.json else as_text(report, flags))
     return 1 if report.errors else 0
 
 

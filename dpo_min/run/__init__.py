@@ -1,4 +1,21 @@
-"""What a long run needs and a first reading skips: flags, directory, log, checkpoint, resume, several devices.
-"""
+"""What a long run needs and a first reading skips: flags, directory, log, checkpoint, resume, several devices."""
 
-READING_ORDER = ("calendar", "directory", "train_flags", "sample_flags", "lengths", "resume", "job", "start", "distributed", "finite", "log", "interrupt", "optimizer", "checkpoint", "session", "stored_reference", "watch")
+READING_ORDER = (
+    "calendar",
+    "directory",
+    "train_flags",
+    "lengths",
+    "resume",
+    "job",
+    "sample_flags",
+    "start",
+    "distributed",
+    "finite",
+    "log",
+    "interrupt",
+    "optimizer",
+    "checkpoint",
+    "session",
+    "stored_reference",
+    "watch",
+)

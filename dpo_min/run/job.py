@@ -1,16 +1,19 @@
 """What a command line of train.py asks for: flags, tokenizer and pairs, each checked, without PyTorch."""
 
+import sys
 from typing import NamedTuple
 
 from dpo_min.data.cache import read_pairs
 from dpo_min.data.tokenizer import Tokenizer
 from dpo_min.run.calendar import count_steps
+from dpo_min.run.directory import claim
 from dpo_min.run.lengths import resolve_lengths
 from dpo_min.run.resume import check_flags
 from dpo_min.run.train_flags import TrainFlags, read_flags
 from dpo_min.system.flags import refuse
 from dpo_min.system.launcher import print_once
 from dpo_min.system.program import stop
+from dpo_min.system.streams import Steady
 
 
 class Job(NamedTuple):
@@ -47,3 +50,11 @@ def prepare(argv):
         stop(f"preparing the data: {error}", code=1)
     except KeyboardInterrupt:
         stop("stopped before anything was trained", code=130)
+
+
+def begin(argv):
+    """`prepare`, on a standard output that outlives its reader; the run directory is there when it returns."""
+    sys.stdout = Steady(sys.stdout)
+    job = prepare(argv)
+    claim(job.flags.out)
+    return job

@@ -1,29 +1,24 @@
-"""The first thing that train.py does: its `JOB` is checked here, before PyTorch is loaded, which takes seconds."""
+"""What train.py and sample.py do first: they check what was asked, before PyTorch is loaded, which takes seconds."""
 
 import sys
 from pathlib import Path
 
 from dpo_min.system.signals import interrupt, on_signals, quit_at_once
-from dpo_min.system.streams import Steady
 
 
-def start(argv):
-    """The `Job` of a command line, with standard output, signals and the run directory in order."""
+def start(program, argv):
+    """What a command line asks for, as the program's own `prepare` checked it, with the signals in order."""
     on_signals(quit_at_once)
-    sys.stdout = Steady(sys.stdout)
-    from dpo_min.run.directory import claim  # these two load NumPy: Ctrl-C meanwhile must not be a traceback
-    from dpo_min.run.job import prepare
-
+    # These load NumPy, which takes some tenths of a second: Ctrl-C meanwhile must not be a traceback.
+    if program == "train.py":
+        from dpo_min.run.job import begin as prepare
+    else:
+        from dpo_min.run.sample_flags import prepare
     on_signals(interrupt)
     job = prepare(argv)
-    claim(job.flags.out)
-    on_signals(quit_at_once)
+    on_signals(quit_at_once)  # modules that are being loaded take no exception
     return job
 
 
-def is_program(name):
-    """Whether the program that runs is the file of this name; not where that file is imported."""
-    return Path(getattr(sys.modules["__main__"], "__file__", None) or "").name == name
-
-
-JOB = start(sys.argv[1:]) if is_program("train.py") else None
+PROGRAM = Path(getattr(sys.modules["__main__"], "__file__", None) or "").name
+JOB = start(PROGRAM, sys.argv[1:]) if PROGRAM in ("train.py", "sample.py") else None  # None where those are imported

@@ -17,7 +17,7 @@ from dpo_min.objective import expectation, kl_divergence, optimal_policy
 from dpo_min.rl.rlhf import best_of_n
 
 frontier = pytest.importorskip("experiments.frontier", reason="the experiments are deletable, and need matplotlib")
-from experiments import frontier_page, lessons, methods, theorem
+from experiments import frontier_page, lessons, methods, theorem  # noqa: E402
 
 SEEDS = st.integers(0, 10**6)
 

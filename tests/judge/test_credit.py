@@ -17,6 +17,7 @@ from dpo_min.judge.credit import spans, token_rewards
 from dpo_min.metrics import preference_metrics
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.run import session
+from dpo_min.run.sample_flags import prepare
 from dpo_min.system import program
 
 END = 4  # end-of-text of tiny_gpt
@@ -113,7 +114,7 @@ def a_run(tmp_path_factory):
 
 def ask(directory, *argv, reference="reference"):
     flags = ["--model", directory / "model", "--reference", directory / reference, *argv]
-    return program.guard(sample.sample, *sample.prepare([str(flag) for flag in flags]))
+    return program.guard(sample.sample, *prepare([str(flag) for flag in flags]))
 
 
 def rows(directory, capsys, *argv):
@@ -199,9 +200,9 @@ def test_bad_input_is_one_line_and_exit_code_2(a_run, monkeypatch, capsys, argv,
 def test_a_reward_needs_a_reference_and_a_run_a_beta(a_run, tmp_path, capsys):
     for flags, named in ((["--credit"], "--credit has no effect"), (["--beta", "1"], "--beta has no effect")):
         with pytest.raises(SystemExit, match="2"):
-            sample.prepare(["--model", str(a_run / "model"), "--prompt", "x", *flags])
+            prepare(["--model", str(a_run / "model"), "--prompt", "x", *flags])
         assert f"{named} without --reference" in capsys.readouterr().err
     (tmp_path / "config.json").write_text('{"data_sha256": "", "beta": "large"}')
     with pytest.raises(SystemExit, match="2"):
-        sample.prepare(["--model", str(tmp_path / "model"), "--reference", "x", "--prompt", "x"])
+        prepare(["--model", str(tmp_path / "model"), "--reference", "x", "--prompt", "x"])
     assert "beta is 'large'" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dpo_min.data.batch import batch_logps, pack
 from dpo_min.data.rows import Preference, TokenizedPair, tokenize
 from dpo_min.data.tokenizer import load_tokenizer
-from dpo_min.judge import evaluate
+from dpo_min.judge import evaluate, measure, scorers
 from dpo_min.metrics import preference_metrics
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.weights import load_model
@@ -156,10 +156,10 @@ def test_without_a_limit_the_tokens_decide_and_another_seed_takes_other_rows(a_r
 def test_what_one_model_wins_the_other_loses(a_run, seed):
     """Kills: a tie counted for both, answers of one model scored for the other."""
     ours, theirs = (load_model(a_run / name).requires_grad_(False) for name in ("model", "reference"))
-    drawn = [evaluate.draw(m, [[65], [66, 67]] * 4, 256, 3, seed) for m in (ours, theirs)]
+    drawn = [measure.draw(m, [[65], [66, 67]] * 4, 256, 3, seed) for m in (ours, theirs)]
     texts = [[BYTES.decode(ids) for ids in column] for column in drawn]
-    scores = [evaluate.score_all("length", lambda x, y: len(y), ["A", "BC"] * 4, column) for column in texts]
-    forward, backward = (evaluate.rate(evaluate.wins(*pair)) for pair in (scores, scores[::-1]))
+    scores = [measure.score_all("length", lambda x, y: len(y), ["A", "BC"] * 4, column) for column in texts]
+    forward, backward = (measure.rate(measure.wins(*pair)) for pair in (scores, scores[::-1]))
     assert forward.value == 1 - backward.value and (forward.low, forward.high) == pytest.approx(
         (1 - backward.high, 1 - backward.low)
     )
@@ -176,7 +176,7 @@ def test_a_scorer_is_a_function_or_a_column(a_run, capsys, monkeypatch):
     assert (column["value"], column["n"]) == (2.5 / 4, 4)  # two wins, one tie, one loss
     pairs = evaluate.choose([Preference(**row) for row in ROWS], BYTES, (24, None), 0, None, 10**6)
     models = [load_model(a_run / name).requires_grad_(False) for name in ("model", "reference")]
-    drawn = [evaluate.draw(m, [p.prompt_ids for p in pairs[:9]], 256, 8, seed) for seed, m in enumerate(models)]
+    drawn = [measure.draw(m, [p.prompt_ids for p in pairs[:9]], 256, 8, seed) for seed, m in enumerate(models)]
     ours, theirs = ([len(BYTES.decode(ids)) for ids in column] for column in drawn)
     assert rates[0]["value"] == sum((a > b) + (a == b) / 2 for a, b in zip(ours, theirs, strict=True)) / 9 != 0.5
 
@@ -234,7 +234,7 @@ def test_a_mistake_is_named_before_pytorch_is_loaded(a_run):
     code += (
         "try: runpy.run_module('dpo_min.judge.evaluate', run_name='__main__')\nfinally: print('torch' in sys.modules)"
     )
-    root = Path(evaluate.__file__).resolve().parents[1]
+    root = Path(evaluate.__file__).resolve().parents[2]
     shown = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env=os.environ)
     assert (shown.returncode, shown.stdout) == (2, "False\n"), shown.stderr
     assert "--beta: expected" in shown.stderr and shown.stderr.count("\n") == 1
@@ -254,10 +254,10 @@ def test_an_empty_prompt_and_one_that_fills_the_positions_are_answered(a_run, tm
 
 
 def test_an_answer_of_nothing_is_never_scored():
-    assert evaluate.worth(3) == evaluate.worth("3") == 3.0
+    assert scorers.worth(3) == scorers.worth("3") == 3.0
     for score in (True, float("nan"), float("inf"), "good"):
         with pytest.raises(ValueError, match=r"number|float"):
-            evaluate.worth(score)
+            scorers.worth(score)
 
 
 def test_pairs_without_room_are_passed_over():

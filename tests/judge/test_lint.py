@@ -18,7 +18,7 @@ from dpo_min.data.rows import BadRow, Preference, parse_row, tokenize
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.judge import lint
 
-ROOT = Path(lint.__file__).parents[1]
+ROOT = Path(lint.__file__).parents[2]
 BYTES = load_tokenizer("bytes")
 CLEAN = {
     "prompt": "\n\nHuman: what is the tallest tree?\n\nAssistant:",
@@ -33,8 +33,8 @@ def write(path, rows):
 
 
 def check(path, *argv, against=None):
-    argv = ["--check", str(path), *(["--against", str(against)] if against else []), *map(str, argv)]
-    config, _ = lint.options.parse(lint.Config, argv, "")
+    argv = [str(path), *(["--against", str(against)] if against else []), *map(str, argv)]
+    config, _ = lint.parse(lint.LintFlags, argv, "")
     return lint.check_files(config, BYTES)
 
 

@@ -101,27 +101,26 @@ def close(directory, expected):
 def in_two_processes(directory):
     """What each of the two processes does; one that fails an assertion fails the start."""
     launcher.print_once()
-    distributed.start("cpu")
-    first = distributed.rank() == 0
-    assert distributed.world_size() == 2
-    assert distributed.sums({"a": 1, "b": 2} if first else {"b": 3, "c": 4}) == {"a": 1, "b": 5, "c": 4}
-    assert distributed.any_of(first) and distributed.any_of(not first) and not distributed.any_of(False)
-    for name, shard in (("ddp", False), ("fsdp", True)):
-        stage = fit(directory / f"{name}-whole", shard=shard)
-        held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in stage.policy.parameters())
-        total = sum(p.numel() for p in stage.policy.parameters())
-        assert distributed.sums({"held": held})["held"] == (total if shard else 2 * total)
-        assert held < 0.7 * total or not shard
-        fit(directory / f"{name}-sft", shard=shard, loss_type="sft", optimizer="rmsprop")
-        fit(directory / f"{name}-part", Interrupted, shard=shard)
-        fit(directory / f"{name}-from-one", shard=shard, resume=True)
-    # A checkpoint of FSDP goes on under DDP, and the reverse.
-    for name, other in (("ddp", "fsdp"), ("fsdp", "ddp")):
-        if first:
-            shutil.copytree(directory / f"{other}-part", directory / f"{name}-from-{other}")
-        distributed.barrier()
-        fit(directory / f"{name}-from-{other}", shard=name == "fsdp", resume=True)
-    distributed.end()
+    with distributed.joined("cpu"):
+        first = distributed.rank() == 0
+        assert distributed.world_size() == 2
+        assert distributed.sums({"a": 1, "b": 2} if first else {"b": 3, "c": 4}) == {"a": 1, "b": 5, "c": 4}
+        assert distributed.any_of(first) and distributed.any_of(not first) and not distributed.any_of(False)
+        for name, shard in (("ddp", False), ("fsdp", True)):
+            stage = fit(directory / f"{name}-whole", shard=shard)
+            held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in stage.policy.parameters())
+            total = sum(p.numel() for p in stage.policy.parameters())
+            assert distributed.sums({"held": held})["held"] == (total if shard else 2 * total)
+            assert held < 0.7 * total or not shard
+            fit(directory / f"{name}-sft", shard=shard, loss_type="sft", optimizer="rmsprop")
+            fit(directory / f"{name}-part", Interrupted, shard=shard)
+            fit(directory / f"{name}-from-one", shard=shard, resume=True)
+        # A checkpoint of FSDP goes on under DDP, and the reverse.
+        for name, other in (("ddp", "fsdp"), ("fsdp", "ddp")):
+            if first:
+                shutil.copytree(directory / f"{other}-part", directory / f"{name}-from-{other}")
+            distributed.barrier()
+            fit(directory / f"{name}-from-{other}", shard=name == "fsdp", resume=True)
 
 
 def torchrun(*command):

@@ -10,7 +10,7 @@ import torch
 import train
 from dpo_min.data.tokenizer import Tokenizer, load_tokenizer
 from dpo_min.model.gpt import GPT, Block, GPTConfig
-from dpo_min.run import directory, session
+from dpo_min.run import session
 from dpo_min.run.job import prepare
 from dpo_min.run.train_flags import LOSS_NAMES, SMOOTHED, TrainFlags
 
@@ -104,8 +104,9 @@ def observed(place, name, flags):
     argv = [str(a) for key, value in flags.items() for a in spell(key, value)]
     hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
     try:
-        config, *prepared = prepare(argv)
-        assert train.train(config, *prepared) == 0
+        job = prepare(argv)
+        config = job.flags
+        assert train.train(job) == 0
     finally:
         hook.remove()
     files = sorted(str(path.relative_to(config.out)) for path in config.out.rglob("*"))
@@ -123,7 +124,7 @@ def spell(name, value):
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_every_flag_changes_what_is_computed_or_is_refused(place, loss_type, monkeypatch, capsys):
     """Kills: a flag that is parsed and forgotten, under any loss. A new flag fails here until it has a value."""
-    monkeypatch.setattr(directory, "draw_curves", lambda directory: None)  # a second each, and not what is looked at
+    monkeypatch.setattr(train, "draw_curves", lambda directory: None)  # a second each, and not what is looked at
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(GPT, "compile", lambda model, dynamic: model.register_buffer("compiled", None))  # noted alone
     base = {"data": place / "data.jsonl", "eval_fraction": 0.4, "batch_size": 2, "max_length": 24}

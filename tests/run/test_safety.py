@@ -44,7 +44,7 @@ PAIRS = [TokenizedPair([i % 4, (i * 7) % 4], [4], [4]) for i in range(40)]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No pictures, and no waiting for the disk: both take longer than what is tested."""
-    monkeypatch.setattr(directory, "draw_curves", lambda directory: None)
+    monkeypatch.setattr(train, "draw_curves", lambda directory: None)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 

@@ -17,7 +17,7 @@ from dpo_min.data.rows import TokenizedPair
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.weights import load_model, model_fingerprint
-from dpo_min.run import directory, session, stored_reference
+from dpo_min.run import session, stored_reference
 from dpo_min.run.job import prepare
 from dpo_min.run.stored_reference import ReferenceLogps, follow, pair_digest
 from dpo_min.system import program
@@ -387,7 +387,7 @@ def base(tmp_path_factory, prefs):
 @pytest.fixture(autouse=True)
 def without_a_picture(monkeypatch):
     """The picture of a run takes longer than the run."""
-    monkeypatch.setattr(directory, "draw_curves", lambda directory: None)
+    monkeypatch.setattr(train, "draw_curves", lambda directory: None)
 
 
 def cached(directory):
