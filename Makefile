@@ -12,7 +12,7 @@ SFT_STEPS ?= 300
 STEPS ?= 250
 FRESH ?= 3000
 
-.PHONY: help setup train evaluate test proof figures frontier mutants torture golden bench bench-gpu links lint format clean
+.PHONY: help setup train evaluate test hunt proof figures frontier mutants torture golden bench bench-gpu links lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -59,6 +59,9 @@ evaluate: $(RUN)/report.md $(DATA)/fresh.jsonl ## Measure the demo's model on pr
 
 test: $(VENV)/installed ## Run every test
 	$(PY) -m pytest -q
+
+hunt: $(VENV)/installed ## Search for failures: every property on 20 times the examples, others each time
+	HUNT=20 $(PY) -m pytest -q -m "" -k "not mutant" $(HUNTED)
 
 proof: $(VENV)/installed ## Run the theorem: five results with their thresholds, docs/proof.md and its pictures
 	$(PY) -m experiments.proof

@@ -15,7 +15,6 @@ from dpo_min.run.start import JOB  # the first import: flags and rows are checke
 import functools
 import math
 import sys
-from dataclasses import replace
 from itertools import chain, islice
 
 import torch
@@ -35,7 +34,7 @@ from dpo_min.run.log import Log, Totals
 from dpo_min.run.optimizer import make_optimizer, schedule
 from dpo_min.run.session import draw_curves, identity_of, note_reference, opened, save_model_directory
 from dpo_min.run.stored_reference import ReferenceLogps, follow
-from dpo_min.run.train_flags import SFT_LEARNING_RATE
+from dpo_min.run.train_flags import first_fit_flags
 from dpo_min.run.watch import Watch, sampled_kl
 from dpo_min.system.devices import choose_device, keep_heap
 from dpo_min.system.program import guard, stop
@@ -211,18 +210,8 @@ def first_fit(job, policy):
     directory = job.flags.out / "reference"
     if (directory / "config.json").exists():
         return True
-    flags = replace(  # a fit of its own, which knows nothing of the flags of what follows
-        job.flags,
-        loss_type="sft",
-        max_steps=job.flags.sft_steps,
-        learning_rate=SFT_LEARNING_RATE,
-        lr_schedule="cosine",
-        warmup_steps=job.flags.sft_steps // 10,
-        optimizer="adamw",
-        weight_decay=0.0,
-        reference_refresh=None,
-    )
-    finished = Stage(flags, policy, None, directory).fit(job.sft_pairs, job.held_out, "first fit")
+    stage = Stage(first_fit_flags(job.flags), policy, None, directory)
+    finished = stage.fit(job.sft_pairs, job.held_out, "first fit")
     if finished:
         save_model_directory(policy, job.tokenizer, directory)
     return finished

@@ -9,10 +9,12 @@ import torch
 
 from dpo_min.model.gpt import GPT, GPTConfig
 
-# In CI every run draws the same examples, so that a failure there is a failure here.
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
-hypothesis.settings.register_profile("dev", deadline=None)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+# `make test` draws the same examples everywhere, so that a failure here is a failure there. `make hunt` searches: other
+# examples each time, and HUNT times as many of them.
+HUNT = int(os.environ.get("HUNT", "0"))
+hypothesis.settings.register_profile("test", derandomize=True, deadline=None, database=None, print_blob=True)
+hypothesis.settings.register_profile("hunt", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("hunt" if HUNT else "test")
 
 # The models here are tiny: a second thread would cost more than it computes. Subprocesses inherit it.
 torch.set_num_threads(1)
@@ -45,3 +47,12 @@ def pytest_collection_finish(session):
     modules = {item.path.name: item.module for item in session.items}
     if len(modules) > 1 and "test_mutants.py" in modules and not session.config.option.collectonly:
         modules["test_mutants.py"].start_early(session.config)
+
+
+def pytest_collection_modifyitems(items):
+    """Under HUNT every property is tried on so many times as many examples as its test asks for."""
+    for item in items if HUNT else ():
+        asked = getattr(getattr(item, "obj", None), "_hypothesis_internal_use_settings", None)
+        if asked:
+            more = hypothesis.settings(asked, max_examples=HUNT * asked.max_examples)
+            getattr(item.obj, "__func__", item.obj)._hypothesis_internal_use_settings = more

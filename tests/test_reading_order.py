@@ -93,7 +93,7 @@ def test_an_import_from_below_would_be_seen_however_it_is_written(tmp_path):
 
 
 def test_only_a_users_own_module_is_imported_by_a_computed_name():
-    assert [name for name in MODULES if "?" in imports(MODULES[name])] == ["dpo_min.judge.evaluate"]
+    assert [name for name in MODULES if "?" in imports(MODULES[name])] == ["dpo_min.judge.scorers"]
 
 
 def test_the_package_imports_no_package_beyond_the_three():

@@ -227,8 +227,8 @@ def test_the_loss_can_be_recomputed_from_the_logged_rewards(prefs, init, tmp_pat
     for _ in range(3):
         stage.step(pairs, stage.packed(pairs), log.Totals())
     loss, line = stage.loss(pairs, pack(pairs), len(pairs))
-    h = (line["rewards/chosen"] - line["rewards/rejected"]) / stage.config.beta
-    recomputed = LOSSES[name].value(h, stage.config.beta, epsilon if smoothing else None).mean()
+    h = (line["rewards/chosen"] - line["rewards/rejected"]) / stage.flags.beta
+    recomputed = LOSSES[name].value(h, stage.flags.beta, epsilon if smoothing else None).mean()
     torch.testing.assert_close(recomputed, loss, rtol=0, atol=1e-12)
     h = margin(line["rewards/chosen"], line["rewards/rejected"], *[torch.zeros_like(line["rewards/chosen"])] * 2)
     torch.testing.assert_close(h, line["rewards/margins"], rtol=0, atol=1e-12)

@@ -414,8 +414,7 @@ def cache_key(paths, settings, content):
 
     The code is part of it, so that no change of it meets pairs that were made without.
     """
-    code = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("tokenizer.py", "data.py")]
-    code.append(Path(__file__).read_text(encoding="utf-8"))
+    code = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
     files = [(stamp(path)[0], is_gzip(path)) for path in paths]  # with their sizes, where one file ends
     what = [content, files, code, settings | {"tokenizer": settings["tokenizer"].fingerprint()}]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]

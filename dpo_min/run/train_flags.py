@@ -1,7 +1,7 @@
 """Every flag of train.py: its default, when to change it, and beside which others it would have no effect."""
 
 import ast
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -128,3 +128,18 @@ def read_flags(argv, about):
     flags.out = flags.out or Path("runs") / Path(flags.data[0]).name.split(".")[0]
     flags.resume = check_out(flags.out, flags.resume)
     return flags, given
+
+
+def first_fit_flags(flags):
+    """The flags of the supervised fit that comes before DPO; those of DPO itself have no effect on it."""
+    return replace(
+        flags,
+        loss_type="sft",
+        max_steps=flags.sft_steps,
+        learning_rate=SFT_LEARNING_RATE,
+        lr_schedule="cosine",
+        warmup_steps=flags.sft_steps // 10,
+        optimizer="adamw",
+        weight_decay=0.0,
+        reference_refresh=None,
+    )

@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
 
 
 def test_bad_flags_and_rows_can_be_named_before_pytorch_is_loaded():
-    script = "import sys, dpo_min.data.cache, dpo_min.run.options; sys.exit('torch' in sys.modules)"
+    script = "import sys, dpo_min.data.cache, dpo_min.run.start; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2]).returncode == 0
 
 
