@@ -18,7 +18,7 @@ import sys
 import torch
 
 from dpo_min.data.tokenizer import load_tokenizer
-from dpo_min.decode.decoding_weights import DecodingGPT
+from dpo_min.decode.decoding_weights import decoding_weights
 from dpo_min.decode.generate import beam_search, stream
 from dpo_min.decode.stop_strings import StopStrings
 from dpo_min.judge.credit import Judge
@@ -62,7 +62,7 @@ def sample(flags, prompts):
         judge = Judge(flags, models, tokenizers, device, dtype) if flags.reference else None
     except ValueError as error:
         program.stop(error)
-    fast = {name: DecodingGPT(model, dtype) for name, model in models.items()}
+    fast = {name: decoding_weights(model, dtype) for name, model in models.items()}
     sources = {name: torch.Generator().manual_seed(flags.seed ^ i) for i, name in enumerate(models)}
     live = sys.stdout.isatty() and flags.num_samples == 1 and not (flags.jsonl or flags.num_beams or judge)
     echo = (lambda text: print(text, end="", flush=True)) if live else (lambda text: None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dpo_min.decode.sampling import Sampling, draw, forbid, largest, next_token_probs, row_uniforms
-from dpo_min.model.gpt import KVCache
+from dpo_min.model.attention import KVCache
 
 
 @dataclass
@@ -60,14 +60,14 @@ def prefill(model, prompts, max_new_tokens):
         ValueError: a prompt does not leave room for one token.
         FloatingPointError: the model's weights are not finite.
     """
-    device, block_size = model.wte.weight.device, model.config.block_size
+    device, block_size = model.head_weight.device, model.config.block_size
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     longest = int(lengths.max())
     if longest >= block_size:
         raise ValueError(f"a prompt of {longest} tokens leaves no room in the model's {block_size} positions")
     rows = [prompt + [0] * (longest - len(prompt)) for prompt in prompts]  # what pads is hidden until overwritten
     autocast = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if autocast else model.wte.weight.dtype
+    dtype = torch.get_autocast_dtype(device.type) if autocast else model.head_weight.dtype
     if device.type == "cpu":
         dtype = torch.promote_types(dtype, torch.float32)  # a CPU attends to half-precision keys several times slower
     length = min(longest + max_new_tokens, block_size)

@@ -40,7 +40,7 @@ def groups(what, lengths, size):
 @torch.no_grad()
 def pair_logps(policy, reference, pairs, reduce="sum", micro_batch_size=16):
     """Log π(y|x) and log π_ref(y|x) of both sides of every pair: (2 models, 2 sides, N) in nats, on the CPU."""
-    device = policy.wte.weight.device
+    device = policy.head_weight.device
     logps = torch.empty(2, 2, len(pairs), dtype=torch.float64)
     for group in groups("pairs", [pair.num_tokens for pair in pairs], micro_batch_size):
         batch = pack([pairs[i] for i in group]).to(device)
@@ -57,7 +57,7 @@ def log_ratios(policy, reference, prompts, completions, micro_batch_size=64):
     its standard error says how well.
     """
     pairs = [TokenizedPair(x, y, y) for x, y in zip(prompts, completions, strict=True)]
-    device, ratios = policy.wte.weight.device, []
+    device, ratios = policy.head_weight.device, []
     for start in range(0, len(pairs), micro_batch_size):
         batch = pack(pairs[start : start + micro_batch_size], chosen_only=True).to(device)
         ratios.append(batch_logps(policy, batch) - batch_logps(reference, batch))
@@ -74,7 +74,7 @@ def kl_estimates(policy, reference, prompts, completions, micro_batch_size=16, r
     estimates = torch.empty(2, len(prompts), dtype=torch.float64)
     for group in groups("KL of answers", [*map(len, completions)], micro_batch_size):
         pairs = [TokenizedPair(prompts[i], completions[i], completions[i]) for i in group]
-        batch = pack(pairs, chosen_only=True).to(policy.wte.weight.device)
+        batch = pack(pairs, chosen_only=True).to(policy.head_weight.device)
         states, steps = [hidden(model, batch).split(rows) for model in (policy, reference)], []
         for ours, theirs, targets in zip(*states, batch.targets.split(rows), strict=True):
             log_p, log_q = log_probs(policy, ours), log_probs(reference, theirs)  # (rows, V)
@@ -98,7 +98,7 @@ def log_probs(model, states):
 
 def draw(model, prompts, end_of_text, max_new_tokens, seed, micro_batch_size=16):
     """A completion of each prompt from the model itself, at temperature 1, as ids of at most `max_new_tokens`."""
-    generator = torch.Generator(model.wte.weight.device).manual_seed(seed)
+    generator = torch.Generator(model.head_weight.device).manual_seed(seed)
     completions = [None] * len(prompts)
     for group in groups("answers drawn", [*map(len, prompts)], micro_batch_size):
         drawn = generate(model, [prompts[i] for i in group], end_of_text, max_new_tokens, generator)

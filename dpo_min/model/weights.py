@@ -10,12 +10,14 @@ import hashlib
 import json
 import math
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dpo_min.model.gpt import GPT, LAYER_NORM_EPSILON, GPTConfig
+from dpo_min.model.config_json import as_json, load_config
+from dpo_min.model.gpt import GPT
 from dpo_min.system.files import read_json, write_atomically
 
 DTYPES = {
@@ -28,22 +30,13 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+MODELS = {model.CONFIG: model for model in (GPT,)}
 MAX_HEADER = 2**24  # bytes; those of GPT-2 XL take 2^17, and Python needs up to 30 times as much
 PREFIX = "transformer."
 # Stored input × output where nn.Linear keeps output × input.
 TRANSPOSED = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
 # Causal masks that early GPT-2 files carry; they are no parameters.
 BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-# What GPT-2's class would compute differently, by key of config.json, and the values that mean what we compute.
-SUPPORTED = {
-    "model_type": ["gpt2"],
-    "activation_function": ["gelu_new", "gelu_pytorch_tanh"],
-    "layer_norm_epsilon": [LAYER_NORM_EPSILON],
-    "tie_word_embeddings": [True],
-    "scale_attn_weights": [True],
-    "scale_attn_by_inverse_layer_idx": [False],
-    "add_cross_attention": [False],
-}
 
 
 def load_model(directory):
@@ -62,14 +55,14 @@ def load_model(directory):
             raise ValueError(f"{directory}: tensor {name} appears with and without the prefix {PREFIX}")
         if not BUFFERS.fullmatch(name):
             tensors[name] = tensor
-    head = tensors.pop("lm_head.weight", None)
+    head = tensors.pop("lm_head.weight", None) if config.tied else None
     if head is not None and "wte.weight" in tensors and not torch.equal(head, tensors["wte.weight"]):
         raise ValueError(f"{directory}: lm_head.weight differs from wte.weight; only a tied head is supported")
     if config.n_layer > len(tensors):  # before a network of that many layers is built
         raise ValueError(f"{directory}: config.json has n_layer {config.n_layer}, the file {len(tensors)} tensors")
     try:
         with torch.device("meta"):  # shapes without memory
-            model = GPT(config)
+            model = MODELS[type(config)](config)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"{directory}: config.json has sizes that no tensor can have") from error
     expected = model.state_dict()
@@ -93,27 +86,9 @@ def save_model(model, directory, end_of_text=None):
     """Write a GPT as a model directory, each file complete or not at all; `end_of_text` is its token's id."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    sizes = model.config
-    config = {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": sizes.vocab_size,
-        "n_positions": sizes.block_size,
-        "n_embd": sizes.n_embd,
-        "n_layer": sizes.n_layer,
-        "n_head": sizes.n_head,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": LAYER_NORM_EPSILON,
-        "tie_word_embeddings": True,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "torch_dtype": "float32",
-    }
-    tensors = {PREFIX + name: orient(name, tensor) for name, tensor in model.state_dict().items()}
+    config = as_json(model.config, end_of_text)
+    tensors = {name: orient(name, tensor) for name, tensor in model.state_dict().items()}
+    tensors = {name if name.startswith("lm_head") else PREFIX + name: tensor for name, tensor in tensors.items()}
     write_safetensors(directory / "model.safetensors", tensors)
     generation = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text)
     for name, content in (("generation_config.json", generation), ("config.json", config)):  # config.json comes last
@@ -122,8 +97,9 @@ def save_model(model, directory, end_of_text=None):
 
 
 def model_fingerprint(model):
-    """SHA-256 of the weights: names, shapes, types and bytes; the same for equal models on any device."""
-    digest = hashlib.sha256()
+    """SHA-256 of the architecture and the weights: all that decides what a model computes, on any device."""
+    decides = [(field.name, getattr(model.config, field.name)) for field in fields(model.config) if field.compare]
+    digest = hashlib.sha256(f"{type(model).__name__} {decides}\n".encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
@@ -135,29 +111,10 @@ def orient(name, tensor):
     return tensor.t() if TRANSPOSED.fullmatch(name) and tensor.dim() == 2 else tensor
 
 
-def load_config(directory):
-    """The `GPTConfig` of a directory's config.json; ValueError where it is not a GPT-2's."""
-    path = Path(directory) / "config.json"
-    config = read_json(path)
-    for key, values in SUPPORTED.items():
-        if config.get(key, values[0]) not in values:
-            raise ValueError(f"{path}: {key} is {config[key]!r}; supported: {', '.join(map(repr, values))}")
-    try:
-        width = config["n_embd"]
-        sizes = GPTConfig(config["vocab_size"], config["n_positions"], config["n_layer"], config["n_head"], width)
-    except KeyError as error:
-        raise ValueError(f"{path}: missing key {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if config.get("n_inner") not in (None, 4 * width):
-        raise ValueError(f"{path}: n_inner is {config['n_inner']!r}; supported: null or {4 * width}")
-    return sizes
-
-
 def most_bytes(config):
     """An upper bound of the bytes of a model of these sizes: float64, with a second head and with causal masks."""
     C, T, V, L = config.n_embd, config.block_size, config.vocab_size, config.n_layer
-    return 8 * ((2 * V + T) * C + L * (12 * C * C + 13 * C + T * T + 1) + 2 * C) + MAX_HEADER
+    return 8 * (config.parameters() + V * C + L * (T * T + 1)) + MAX_HEADER
 
 
 def load_tensors(directory, most):

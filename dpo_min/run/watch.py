@@ -74,6 +74,6 @@ def sampled_kl(policy, reference, pairs, end_of_text, seed):
     """
     room = policy.config.block_size - 1
     prompts = [pair.prompt_ids[-max(1, room - DRAWN[1]) :] for pair in pairs[: DRAWN[0]]]
-    generator = torch.Generator(policy.wte.weight.device).manual_seed(seed)
+    generator = torch.Generator(policy.head_weight.device).manual_seed(seed)
     drawn = generate(policy, prompts, end_of_text, DRAWN[1], generator)
     return log_ratios(policy, reference, prompts, [completion.ids for completion in drawn]).mean().item()
