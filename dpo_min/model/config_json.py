@@ -1,7 +1,7 @@
 """A model directory's config.json, in the ecosystem's keys, both ways. No PyTorch.
 
-A key is a size that is read, or has a value that means what we compute, or is known to change nothing. Any other key
-is refused by name, since it may change what the ecosystem's class computes.
+A key is read, or has a value that means what we compute, or is known to change nothing. Any other key is refused by
+name, since it may change what the ecosystem's class computes.
 """
 
 import re
@@ -9,8 +9,8 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import NamedTuple
 
-from dpo_min.model.config import GPTConfig
-from dpo_min.system.files import read_json
+from dpo_min.model.config import GPTConfig, LlamaConfig, RopeScaling
+from dpo_min.model.model_directory import read_config
 
 MAX_LAYERS = 1000  # which take a second to build; the deepest published models have some 130
 GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}  # the first of a kind is what we write
@@ -22,10 +22,10 @@ class Family(NamedTuple):
     config: type
     architecture: str
     keys: dict  # key → our field
-    absent: dict  # what it means where a key is absent; an absent key that has no entry is an error
+    absent: dict  # key → what it means that it is not there; for the other keys that is an error
 
 
-GPT2_KEYS = {
+GPT2 = {
     "vocab_size": "vocab_size",
     "n_positions": "block_size",
     "n_embd": "n_embd",
@@ -36,29 +36,74 @@ GPT2_KEYS = {
     "layer_norm_epsilon": "norm_epsilon",
     "tie_word_embeddings": "tied",
 }
-GPT2_ABSENT = {"n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5} | {
-    "tie_word_embeddings": True
+LLAMA = {
+    "model_type": "model_type",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "block_size",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "num_key_value_heads": "n_kv_head",
+    "head_dim": "head_size",
+    "intermediate_size": "n_inner",
+    "rms_norm_eps": "norm_epsilon",
+    "rope_theta": "rope_theta",
+    "rope_scaling": "rope_scaling",
+    "tie_word_embeddings": "tied",
+    "bos_token_id": "bos_token_id",
 }
-FAMILIES = {"gpt2": Family(GPTConfig, "GPT2LMHeadModel", GPT2_KEYS, GPT2_ABSENT)}
+PLAIN = {"head_dim": None, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "bos_token_id": None}
+FAMILIES = {
+    "gpt2": Family(
+        GPTConfig,
+        "GPT2LMHeadModel",
+        GPT2,
+        {"n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+    ),
+    "llama": Family(LlamaConfig, "LlamaForCausalLM", LLAMA, PLAIN | {"num_key_value_heads": None}),
+    "mistral": Family(LlamaConfig, "MistralForCausalLM", LLAMA, PLAIN | {"num_key_value_heads": 8}),
+    "qwen2": Family(LlamaConfig, "Qwen2ForCausalLM", LLAMA, PLAIN | {"num_key_value_heads": 32}),
+    "qwen3": Family(LlamaConfig, "Qwen3ForCausalLM", LLAMA, PLAIN | {"num_key_value_heads": 32, "head_dim": 128}),
+}
+OTHERS = {"moe|mixtral": "a mixture of experts", "gemma": "its norms, scales and windows differ"}
+ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
+SCALING = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original_positions",
+}
+WINDOW = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
 # What would be computed differently, by key, and the values that mean what we compute.
 FIXED = {
+    "activation_function": [*GELU],
     "scale_attn_weights": [True],
     "scale_attn_by_inverse_layer_idx": [False],
+    "hidden_act": ["silu", "swish"],
+    "attention_bias": [False],
+    "mlp_bias": [False],
+    "rope_interleaved": [False],
+    "partial_rotary_factor": [1],
+    "use_mrope": [False],
     "add_cross_attention": [False],
     "is_encoder_decoder": [False],
+    "tie_encoder_decoder": [False],
     "pruned_heads": [{}],
 }
 REASONS = {
-    "quantization_config": "quantised weights are not supported: give the model that they were made from",
-    "auto_map": "the model comes with code of its own, which is not run",
+    "quantization_config": "quantised weights are not read: give the model that they were made from",
+    "quantization": "quantised weights are not read: give the model that they were made from",
+    "auto_map": "a model with code of its own, which is not run",
+    "num_local_experts": "a mixture of experts, which is not supported",
+    "num_experts": "a mixture of experts, which is not supported",
 }
-# What changes training, decoding, or nothing, but not what is computed.
+# What changes training, decoding or nothing, but not what is computed.
 HARMLESS = re.compile(
     r"_.*|.*transformers.*|unsloth.*|summary_.*|output_.*|.*(_token_id|_pdrop|dropout)|architectures|model_type"
     r"|(torch_)?dtype|use_cache|use_bfloat16|initializer_range|reorder_and_upcast_attn|n_ctx|n_special|torchscript"
     r"|predict_special_tokens|gradient_checkpointing|is_decoder|id2label|label2id|num_labels|problem_type|prefix"
     r"|finetuning_task|task_specific_params|tokenizer_class|return_dict.*|name_or_path|attn_implementation"
-    r"|chunk_size_feed_forward|tf_legacy_loss|model_max_length"
+    r"|chunk_size_feed_forward|tf_legacy_loss|model_max_length|max_sequence_length|pretraining_tp|is_llama_config"
     r"|(max|min)_(new_tokens|length)|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature"
     r"|top_[kp]|typical_p|repetition_penalty|length_penalty|(encoder_)?no_repeat_ngram_size|bad_words_ids"
     r"|num_return_sequences|remove_invalid_values|exponential_decay_length_penalty|(begin_)?suppress_tokens"
@@ -66,62 +111,108 @@ HARMLESS = re.compile(
 
 
 def load_config(directory):
-    """The `GPTConfig` of a directory's config.json, whose model_type decides which.
+    """The `GPTConfig` or `LlamaConfig` of a model directory, by its config.json's model_type.
 
     Raises:
-        ValueError: there is none, or it means a network that is not supported; the message names the key.
+        ValueError: it is no model's, or means a network that is not supported; the message names the key.
     """
-    path = Path(directory) / "config.json"
-    content = read_json(path)
-    kind = content.get("model_type", "gpt2")
-    if kind not in FAMILIES:
-        raise ValueError(f"{path}: model_type is {short(kind)}; supported: {', '.join(FAMILIES)}")
+    path, content = Path(directory) / "config.json", read_config(directory)
+    kind = content.get("model_type") or "gpt2"
+    if kind not in [*FAMILIES]:
+        reasons = [f" ({why})" for pattern, why in OTHERS.items() if re.search(pattern, str(kind))]
+        raise ValueError(f"{path}: model_type is {short(kind)}{''.join(reasons)}; supported: {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
+    found = family.absent | {key: value for key, value in content.items() if key in family.keys and key not in ROPE}
+    if family.config is LlamaConfig:
+        found |= read_rope(path, content)
+        check_window(path, content, kind)
+        found["bos_token_id"] = found["bos_token_id"] if type(found["bos_token_id"]) is int else None
     for key, value in content.items():
-        check_key(path, family, key, value)
+        check_key(path, key, value, [*family.keys, *(WINDOW + ROPE if family.config is LlamaConfig else ())])
     try:
-        found = {field: content[key] if key in content else family.absent[key] for key, field in family.keys.items()}
+        fields = {field: found[key] for key, field in family.keys.items() if key != "model_type"}
     except KeyError as error:
         raise ValueError(f"{path}: missing key {error}") from error
-    if "gelu" in found:
-        found["gelu"] = GELU[found["gelu"]]
-    return build(path, family, found)
+    fields |= {"model_type": kind} if family.config is LlamaConfig else {"gelu": GELU[fields["gelu"]]}
+    return build(path, family, fields)
 
 
-def check_key(path, family, key, value):
-    """Raise ValueError where a key, with this value, may mean another network than ours."""
-    if key == "activation_function" and (not isinstance(value, str) or value not in GELU):
-        raise ValueError(f"{path}: {key} is {short(value)}; supported: {', '.join(GELU)}")
-    if key in REASONS and value:
-        raise ValueError(f"{path}: {key}: {REASONS[key]}")
+def check_key(path, key, value, known):
+    """ValueError where a key, with this value, may mean another network than ours."""
     if key in FIXED and value is not None and value not in FIXED[key]:
         raise ValueError(f"{path}: {key} is {short(value)}; supported: {', '.join(map(repr, FIXED[key]))}")
-    known = key in family.keys or key in FIXED or value is None or HARMLESS.fullmatch(key)
-    if not known and key not in REASONS:
-        raise ValueError(f"{path}: {key} is not understood; remove it if it does not change what the model computes")
+    if value in (None, {}, []) or key in known or key in FIXED or HARMLESS.fullmatch(key):
+        return
+    why = REASONS.get(key, "not understood; remove it if it does not change what the model computes")
+    raise ValueError(f"{path}: {short(key)}: {why}")
 
 
-def build(path, family, found):
+def read_rope(path, content):
+    """rope_theta and rope_scaling, from the keys of old files or of new ones."""
+    given = [content[key] for key in ("rope_parameters", "rope_scaling") if content.get(key)]
+    if not all(isinstance(one, dict) for one in given) or (len(given) == 2 and given[0] != given[1]):
+        raise ValueError(f"{path}: rope_parameters and rope_scaling must be objects that do not contradict each other")
+    rope = dict(given[0]) if given else {}
+    theta = rope.pop("rope_theta", content.get("rope_theta", 10_000.0))
+    if content.get("rope_theta", theta) != theta:
+        raise ValueError(f"{path}: rope_theta is {short(content['rope_theta'])} and {short(theta)}")
+    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    rope.pop("type", None)
+    if kind not in ("default", "llama3") or rope.pop("partial_rotary_factor", 1) not in (1, None):
+        raise ValueError(
+            f"{path}: rope_type is {short(kind)}; of all of a head's channels, default and llama3 are known"
+        )
+    if rope.keys() - SCALING:
+        raise ValueError(f"{path}: rope_parameters: {short(min(rope.keys() - SCALING))} is not understood")
+    if kind == "default":
+        return {"rope_theta": theta, "rope_scaling": None}
+    values = {ours: rope.get(key) for key, ours in SCALING.items()}
+    for key, ours in SCALING.items():
+        if type(values[ours]) not in (int, float) or not 0 < values[ours] < 2**63:
+            raise ValueError(f"{path}: rope_parameters: {key} is {short(values[ours])}, not a number above 0")
+    if values["low_freq_factor"] >= values["high_freq_factor"]:
+        raise ValueError(f"{path}: rope_parameters: low_freq_factor must be below high_freq_factor")
+    return {"rope_theta": theta, "rope_scaling": RopeScaling(**values)}
+
+
+def check_window(path, content, kind):
+    """ValueError where a token would not see all tokens before it."""
+    window = content.get("sliding_window", 4096 if kind == "mistral" else None)
+    types = content.get("layer_types")
+    if types is not None and set(types) != {"full_attention"}:
+        raise ValueError(f"{path}: layer_types: layers that are not full_attention are not supported")
+    if kind.startswith("qwen") and (types or not content.get("use_sliding_window")):
+        window = None  # named, and not in use
+    if window is not None and not (type(window) is int and window >= content.get("max_position_embeddings", 0)):
+        raise ValueError(f"{path}: sliding_window: attention to the last {short(window)} tokens is not supported")
+
+
+def build(path, family, fields):
     """The config with these fields; ValueError names config.json's key."""
     try:
-        config = family.config(**found)
+        config = family.config(**fields)
     except ValueError as error:
         message = re.sub(r"^\w+: ", "", str(error))
         for key, field in family.keys.items():
             message = re.sub(rf"\b{field}\b", key, message)
         raise ValueError(f"{path}: {message}") from error
     if config.n_layer > MAX_LAYERS:
-        raise ValueError(f"{path}: {config.n_layer} layers are more than any model has")
+        raise ValueError(f"{path}: {short(config.n_layer)} layers are more than any model has")
     return config
 
 
 def as_json(config, end_of_text):
     """What config.json says of a config; `end_of_text` is its token's id, or None."""
-    kind = "gpt2"
+    kind = getattr(config, "model_type", "gpt2")
     family = FAMILIES[kind]
     content = {"architectures": [family.architecture], "model_type": kind}
     content |= {key: getattr(config, field) for key, field in family.keys.items()}
     if kind == "gpt2":
         content["activation_function"] = next(name for name, gelu in GELU.items() if gelu == config.gelu)
-        content |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    return content | {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "torch_dtype": "float32"}
+        content |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0) | {"bos_token_id": end_of_text}
+    elif config.rope_scaling:
+        scaling = {key: getattr(config.rope_scaling, ours) for key, ours in SCALING.items()}
+        content["rope_scaling"] = {"rope_type": "llama3", **scaling}
+    if kind == "mistral":
+        content["sliding_window"] = None
+    return content | {"eos_token_id": end_of_text, "torch_dtype": "float32"}
