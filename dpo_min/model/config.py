@@ -4,7 +4,7 @@ Of V token ids, L layers, H heads of hs channels each, width C, and I channels i
 """
 
 from dataclasses import dataclass, field, fields
-from math import inf
+from reprlib import repr as short
 from typing import NamedTuple
 
 
@@ -112,11 +112,11 @@ def check(config):
         value = getattr(config, name)
         whole = form is int or (form == int | None and compare and value is not None)
         if whole and (type(value) is not int or value < 1):
-            raise ValueError(f"{kind}: {name} must be a positive integer, got {value!r}")
-        if form is float and (type(value) not in (int, float) or not 0 < value < inf):
-            raise ValueError(f"{kind}: {name} must be a number above 0, got {value!r}")
+            raise ValueError(f"{kind}: {name} must be a positive integer, got {short(value)}")
+        if form is float and (type(value) not in (int, float) or not 0 < value < 1e30):
+            raise ValueError(f"{kind}: {name} must be a number above 0, got {short(value)}")
         if form is bool and type(value) is not bool:
-            raise ValueError(f"{kind}: {name} must be true or false, got {value!r}")
+            raise ValueError(f"{kind}: {name} must be true or false, got {short(value)}")
 
 
 def settle(config, **defaults):

@@ -25,78 +25,36 @@ class Family(NamedTuple):
     absent: dict  # key → what it means that it is not there; for the other keys that is an error
 
 
-GPT2 = {
-    "vocab_size": "vocab_size",
-    "n_positions": "block_size",
-    "n_embd": "n_embd",
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_inner": "n_inner",
-    "activation_function": "gelu",
-    "layer_norm_epsilon": "norm_epsilon",
-    "tie_word_embeddings": "tied",
-}
-LLAMA = {
-    "model_type": "model_type",
-    "vocab_size": "vocab_size",
-    "max_position_embeddings": "block_size",
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "num_key_value_heads": "n_kv_head",
-    "head_dim": "head_size",
-    "intermediate_size": "n_inner",
-    "rms_norm_eps": "norm_epsilon",
-    "rope_theta": "rope_theta",
-    "rope_scaling": "rope_scaling",
-    "tie_word_embeddings": "tied",
-    "bos_token_id": "bos_token_id",
-}
-PLAIN = {"head_dim": None, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "bos_token_id": None}
+SHARED = {"vocab_size": "vocab_size", "tie_word_embeddings": "tied"}
+GPT2 = SHARED | {"n_positions": "block_size", "activation_function": "gelu", "layer_norm_epsilon": "norm_epsilon"}
+GPT2 |= {name: name for name in ("n_layer", "n_head", "n_embd", "n_inner")}
+LLAMA = SHARED | {"max_position_embeddings": "block_size", "hidden_size": "n_embd", "intermediate_size": "n_inner"}
+LLAMA |= {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "num_key_value_heads": "n_kv_head"}
+LLAMA |= {"head_dim": "head_size", "rms_norm_eps": "norm_epsilon"}
+LLAMA |= {name: name for name in ("rope_theta", "rope_scaling", "bos_token_id", "model_type")}
+GPT2_ABSENT = {"n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5}
+ABSENT = {"head_dim": None, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "bos_token_id": None}
 FAMILIES = {
-    "gpt2": Family(
-        GPTConfig,
-        "GPT2LMHeadModel",
-        GPT2,
-        {"n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
-    ),
-    "llama": Family(LlamaConfig, "LlamaForCausalLM", LLAMA, PLAIN | {"num_key_value_heads": None}),
-    "mistral": Family(LlamaConfig, "MistralForCausalLM", LLAMA, PLAIN | {"num_key_value_heads": 8}),
-    "qwen2": Family(LlamaConfig, "Qwen2ForCausalLM", LLAMA, PLAIN | {"num_key_value_heads": 32}),
-    "qwen3": Family(LlamaConfig, "Qwen3ForCausalLM", LLAMA, PLAIN | {"num_key_value_heads": 32, "head_dim": 128}),
+    "gpt2": Family(GPTConfig, "GPT2LMHeadModel", GPT2, GPT2_ABSENT | {"tie_word_embeddings": True}),
+    "llama": Family(LlamaConfig, "LlamaForCausalLM", LLAMA, ABSENT | {"num_key_value_heads": None}),
+    "mistral": Family(LlamaConfig, "MistralForCausalLM", LLAMA, ABSENT | {"num_key_value_heads": 8}),
+    "qwen2": Family(LlamaConfig, "Qwen2ForCausalLM", LLAMA, ABSENT | {"num_key_value_heads": 32}),
+    "qwen3": Family(LlamaConfig, "Qwen3ForCausalLM", LLAMA, ABSENT | {"num_key_value_heads": 32, "head_dim": 128}),
 }
 OTHERS = {"moe|mixtral": "a mixture of experts", "gemma": "its norms, scales and windows differ"}
 ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
-SCALING = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position_embeddings": "original_positions",
-}
+SCALING = {name: name for name in ("factor", "low_freq_factor", "high_freq_factor")}
+SCALING |= {"original_max_position_embeddings": "original_positions"}
+DERIVED = ("num_key_value_heads", "head_dim")  # null there means: from the other sizes
 WINDOW = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
 # What would be computed differently, by key, and the values that mean what we compute.
-FIXED = {
-    "activation_function": [*GELU],
-    "scale_attn_weights": [True],
-    "scale_attn_by_inverse_layer_idx": [False],
-    "hidden_act": ["silu", "swish"],
-    "attention_bias": [False],
-    "mlp_bias": [False],
-    "rope_interleaved": [False],
-    "partial_rotary_factor": [1],
-    "use_mrope": [False],
-    "add_cross_attention": [False],
-    "is_encoder_decoder": [False],
-    "tie_encoder_decoder": [False],
-    "pruned_heads": [{}],
-}
-REASONS = {
-    "quantization_config": "quantised weights are not read: give the model that they were made from",
-    "quantization": "quantised weights are not read: give the model that they were made from",
-    "auto_map": "a model with code of its own, which is not run",
-    "num_local_experts": "a mixture of experts, which is not supported",
-    "num_experts": "a mixture of experts, which is not supported",
-}
+FIXED = {"activation_function": [*GELU], "hidden_act": ["silu", "swish"], "partial_rotary_factor": [1]}
+FIXED |= {"scale_attn_weights": [True], "pruned_heads": [{}]}
+FIXED |= {key: [False] for key in "attention_bias mlp_bias rope_interleaved use_mrope tie_encoder_decoder".split()}
+FIXED |= {key: [False] for key in "scale_attn_by_inverse_layer_idx add_cross_attention is_encoder_decoder".split()}
+QUANTISED = "quantised weights, which are not read; give the weights that they were made from"
+REASONS = {"quantization_config": QUANTISED, "quantization": QUANTISED, "auto_map": "code of its own, which is not run"}
+REASONS |= dict.fromkeys(("num_local_experts", "num_experts"), "a mixture of experts, which is not supported")
 # What changes training, decoding or nothing, but not what is computed.
 HARMLESS = re.compile(
     r"_.*|.*transformers.*|unsloth.*|summary_.*|output_.*|.*(_token_id|_pdrop|dropout)|architectures|model_type"
@@ -117,24 +75,27 @@ def load_config(directory):
         ValueError: it is no model's, or means a network that is not supported; the message names the key.
     """
     path, content = Path(directory) / "config.json", read_config(directory)
-    kind = content.get("model_type") or "gpt2"
+    kind = content.get("model_type", "gpt2" if "n_embd" in content else None)
     if kind not in [*FAMILIES]:
         reasons = [f" ({why})" for pattern, why in OTHERS.items() if re.search(pattern, str(kind))]
         raise ValueError(f"{path}: model_type is {short(kind)}{''.join(reasons)}; supported: {', '.join(FAMILIES)}")
-    family = FAMILIES[kind]
-    found = family.absent | {key: value for key, value in content.items() if key in family.keys and key not in ROPE}
-    if family.config is LlamaConfig:
-        found |= read_rope(path, content)
-        check_window(path, content, kind)
-        found["bos_token_id"] = found["bos_token_id"] if type(found["bos_token_id"]) is int else None
+    family, llama = FAMILIES[kind], FAMILIES[kind].config is LlamaConfig
     for key, value in content.items():
-        check_key(path, key, value, [*family.keys, *(WINDOW + ROPE if family.config is LlamaConfig else ())])
+        check_key(path, key, value, [*family.keys, *(WINDOW + ROPE if llama else ())])
+    found = family.absent | {key: content[key] for key in family.keys if content.get(key) is not None}
+    found |= {key: None for key in DERIVED if content.get(key, 0) is None}
     try:
-        fields = {field: found[key] for key, field in family.keys.items() if key != "model_type"}
+        fields = {field: found[key] for key, field in family.keys.items() if key not in (*ROPE, "model_type")}
     except KeyError as error:
         raise ValueError(f"{path}: missing key {error}") from error
-    fields |= {"model_type": kind} if family.config is LlamaConfig else {"gelu": GELU[fields["gelu"]]}
-    return build(path, family, fields)
+    if llama:
+        config = build(path, family, fields | read_rope(path, content) | {"model_type": kind})
+        check_window(path, content, config)
+    else:
+        config = build(path, family, fields | {"gelu": GELU[fields["gelu"]]})
+    if config.n_layer > MAX_LAYERS:
+        raise ValueError(f"{path}: {short(config.n_layer)} layers are more than any model has")
+    return config
 
 
 def check_key(path, key, value, known):
@@ -152,53 +113,46 @@ def read_rope(path, content):
     given = [content[key] for key in ("rope_parameters", "rope_scaling") if content.get(key)]
     if not all(isinstance(one, dict) for one in given) or (len(given) == 2 and given[0] != given[1]):
         raise ValueError(f"{path}: rope_parameters and rope_scaling must be objects that do not contradict each other")
-    rope = dict(given[0]) if given else {}
-    theta = rope.pop("rope_theta", content.get("rope_theta", 10_000.0))
-    if content.get("rope_theta", theta) != theta:
-        raise ValueError(f"{path}: rope_theta is {short(content['rope_theta'])} and {short(theta)}")
-    kind = rope.pop("rope_type", rope.pop("type", "default"))
-    rope.pop("type", None)
-    if kind not in ("default", "llama3") or rope.pop("partial_rotary_factor", 1) not in (1, None):
-        raise ValueError(
-            f"{path}: rope_type is {short(kind)}; of all of a head's channels, default and llama3 are known"
-        )
-    if rope.keys() - SCALING:
-        raise ValueError(f"{path}: rope_parameters: {short(min(rope.keys() - SCALING))} is not understood")
-    if kind == "default":
-        return {"rope_theta": theta, "rope_scaling": None}
-    values = {ours: rope.get(key) for key, ours in SCALING.items()}
-    for key, ours in SCALING.items():
-        if type(values[ours]) not in (int, float) or not 0 < values[ours] < 2**63:
-            raise ValueError(f"{path}: rope_parameters: {key} is {short(values[ours])}, not a number above 0")
-    if values["low_freq_factor"] >= values["high_freq_factor"]:
-        raise ValueError(f"{path}: rope_parameters: low_freq_factor must be below high_freq_factor")
-    return {"rope_theta": theta, "rope_scaling": RopeScaling(**values)}
+    rope = {key: value for one in given for key, value in one.items() if value is not None}
+    thetas = [one["rope_theta"] for one in (rope, content) if one.get("rope_theta") is not None]
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"{path}: rope_type is {short(kind)}; supported: 'default', 'llama3'")
+    if thetas and thetas[0] != thetas[-1]:
+        raise ValueError(f"{path}: rope_theta is {short(thetas[0])} and {short(thetas[1])}")
+    for key, value in rope.items():
+        check_key(path, key, value, [*SCALING, "rope_theta", "rope_type", "type"])
+    scaling = {ours: rope.get(key) for key, ours in SCALING.items()} if kind == "llama3" else {}
+    for key, ours in SCALING.items() if scaling else ():
+        if type(scaling[ours]) not in (int, float) or not 0 < scaling[ours] < 2**63:
+            raise ValueError(f"{path}: {key} of the rope_type 'llama3' is {short(scaling[ours])}, not a number above 0")
+    if scaling and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+        raise ValueError(f"{path}: low_freq_factor must be below high_freq_factor")
+    theta = thetas[0] if thetas else 10_000.0
+    return {"rope_theta": theta, "rope_scaling": RopeScaling(**scaling) if scaling else None}
 
 
-def check_window(path, content, kind):
+def check_window(path, content, config):
     """ValueError where a token would not see all tokens before it."""
-    window = content.get("sliding_window", 4096 if kind == "mistral" else None)
+    window = content.get("sliding_window", 4096 if config.model_type == "mistral" else None)
     types = content.get("layer_types")
-    if types is not None and set(types) != {"full_attention"}:
+    if types is not None and not (isinstance(types, list) and all(kind == "full_attention" for kind in types)):
         raise ValueError(f"{path}: layer_types: layers that are not full_attention are not supported")
-    if kind.startswith("qwen") and (types or not content.get("use_sliding_window")):
+    if config.model_type.startswith("qwen") and (types or not content.get("use_sliding_window")):
         window = None  # named, and not in use
-    if window is not None and not (type(window) is int and window >= content.get("max_position_embeddings", 0)):
+    if window is not None and not (type(window) is int and window >= config.block_size):
         raise ValueError(f"{path}: sliding_window: attention to the last {short(window)} tokens is not supported")
 
 
 def build(path, family, fields):
     """The config with these fields; ValueError names config.json's key."""
     try:
-        config = family.config(**fields)
+        return family.config(**fields)
     except ValueError as error:
         message = re.sub(r"^\w+: ", "", str(error))
         for key, field in family.keys.items():
             message = re.sub(rf"\b{field}\b", key, message)
         raise ValueError(f"{path}: {message}") from error
-    if config.n_layer > MAX_LAYERS:
-        raise ValueError(f"{path}: {short(config.n_layer)} layers are more than any model has")
-    return config
 
 
 def as_json(config, end_of_text):

@@ -39,7 +39,7 @@ def stretch(frequencies, scaling):
 
 # (a, b) → (a cos φ − b sin φ, b cos φ + a sin φ),  φ = position · f        Su et al., Eq. 34
 def rotate(x, cos, sin):
-    """Turn the pairs of channels of x (B, nh, T, hs): channel i with channel i + hs/2; cos and sin (1 or B, 1, T, hs/2).
+    """Turn each pair of channels of x (B, nh, T, hs), i and i + hs/2; cos and sin are (1 or B, 1, T, hs/2).
 
     ⟨rotate(q) at position m, rotate(k) at position n⟩ depends on m − n alone.
     """
