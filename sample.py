@@ -18,8 +18,9 @@ import sys
 import torch
 
 from dpo_min.data.tokenizer import load_tokenizer
-from dpo_min.decode.decoding_weights import DecodingGPT
-from dpo_min.decode.generate import beam_search, stream
+from dpo_min.decode.beams import beam_search
+from dpo_min.decode.decoding_weights import decoding_weights
+from dpo_min.decode.generate import stream
 from dpo_min.decode.stop_strings import StopStrings
 from dpo_min.judge.credit import Judge
 from dpo_min.model.weights import load_model
@@ -34,11 +35,12 @@ def answers(flags, model, tokenizer, prompt, generator, stop, echo):
     """The `Completion`s of one prompt; `echo` receives each piece of the first one's text as soon as it is certain."""
     asked = [tokenizer.encode(prompt)] * flags.num_samples, tokenizer.end_of_text, flags.max_new_tokens
     if flags.num_beams:
-        (beams,) = beam_search(model, *asked, flags.num_beams, flags.length_penalty, flags.min_new_tokens, stop)
+        search = flags.num_beams, flags.length_penalty, flags.min_new_tokens, stop, tokenizer.vocab_size
+        (beams,) = beam_search(model, *asked, *search)
         return beams[:1]
     sampling, piece = {name: getattr(flags, name) for name in DRAWING}, stop.pieces()
     try:
-        for completions in stream(model, *asked, generator, stop=stop, **sampling):
+        for completions in stream(model, *asked, generator, stop=stop, vocab_size=tokenizer.vocab_size, **sampling):
             echo(piece(completions[0].ids))
         echo(piece(completions[0].ids, final=True))
     except KeyboardInterrupt:
@@ -62,7 +64,7 @@ def sample(flags, prompts):
         judge = Judge(flags, models, tokenizers, device, dtype) if flags.reference else None
     except ValueError as error:
         program.stop(error)
-    fast = {name: DecodingGPT(model, dtype) for name, model in models.items()}
+    fast = {name: decoding_weights(model, dtype) for name, model in models.items()}
     sources = {name: torch.Generator().manual_seed(flags.seed ^ i) for i, name in enumerate(models)}
     live = sys.stdout.isatty() and flags.num_samples == 1 and not (flags.jsonl or flags.num_beams or judge)
     echo = (lambda text: print(text, end="", flush=True)) if live else (lambda text: None)

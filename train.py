@@ -222,7 +222,8 @@ def preference_fit(job, policy, reference):
     flags, held_out, tokenizer = job.flags, job.held_out, job.tokenizer
     stage = Stage(flags, policy, reference, flags.out)
     if flags.max_kl:
-        stage.kl = functools.partial(sampled_kl, policy, reference, held_out, tokenizer.end_of_text, flags.seed)
+        known = tokenizer.end_of_text, flags.seed, tokenizer.vocab_size
+        stage.kl = functools.partial(sampled_kl, policy, reference, held_out, *known)
     if reference and not flags.reference_refresh:
         del reference  # the stage lets it go once its log-probabilities are stored
         stage.store_reference(job.pairs, held_out, flags.cache)

@@ -67,7 +67,7 @@ def exact_log_policy(model, prompt_ids, end_of_text, max_new_tokens, batch_size=
         ValueError: from `enumerate_completions`, `rectangle` or the model.
     """
     completions = enumerate_completions(model.config.vocab_size, end_of_text, max_new_tokens)
-    tokens, loss_mask = (x.to(model.wte.weight.device) for x in rectangle(prompt_ids, completions))
+    tokens, loss_mask = (x.to(model.head_weight.device) for x in rectangle(prompt_ids, completions))
     parts = []
     for start in range(0, len(tokens), batch_size):
         rows, mask = (x[start : start + batch_size] for x in (tokens, loss_mask))  # (B, T) each

@@ -31,7 +31,7 @@ import torch
 from dpo_min.data.batch import batch_logps, pack
 from dpo_min.data.rows import TokenizedPair, load_preferences, tokenize
 from dpo_min.data.tokenizer import load_tokenizer
-from dpo_min.decode.decoding_weights import DecodingGPT, PackedLinear
+from dpo_min.decode.decoding_weights import PackedLinear, decoding_weights
 from dpo_min.decode.generate import generate
 from dpo_min.exact import rectangle
 from dpo_min.logprob import sequence_logprobs, token_logprobs
@@ -87,11 +87,11 @@ def padded_logps(model, pairs, side, fused):
     width = max(tokens.shape[1] for tokens, _ in rows)
     pad = torch.nn.functional.pad
     tokens, mask = (torch.cat([pad(row[k], (0, width - row[k].shape[1])) for row in rows]) for k in (0, 1))
-    tokens, mask = tokens.to(model.wte.weight.device), mask.to(model.wte.weight.device)
+    tokens, mask = tokens.to(model.head_weight.device), mask.to(model.head_weight.device)
     hidden = model(tokens)  # (B, T, C)
     if not fused:
         return sequence_logprobs(model.logits(hidden), tokens, mask)
-    logps = token_logprobs(hidden[:, :-1][mask[:, 1:]], model.wte.weight, tokens[:, 1:][mask[:, 1:]])
+    logps = token_logprobs(hidden[:, :-1][mask[:, 1:]], model.head_weight, tokens[:, 1:][mask[:, 1:]])
     return torch.segment_reduce(logps, "sum", lengths=mask.sum(dim=-1))
 
 
@@ -189,7 +189,7 @@ def bandwidth(device, size=2**28):
     x = torch.ones(size, dtype=torch.bfloat16, device=device)
     passes = [x.view(torch.int32).sum]
     if device == "cpu":
-        packed = PackedLinear(x.view(-1, 1024), None)
+        packed = PackedLinear(x.view(-1, 1024))
         passes.append(lambda row=x[None, :1024]: packed(row)[0, 0])
     best = math.inf
     for _ in range(8):
@@ -211,7 +211,7 @@ def measure_decoding(options):
         prompts = torch.randint(config.vocab_size - 1, (batch, PROMPT_TOKENS)).tolist()
         for way in DECODERS:
             decoder = {"cast": lambda: model, "held": lambda: copy.deepcopy(model).to(dtype)}.get(way)
-            decoder = decoder() if decoder else DecodingGPT(model, dtype)
+            decoder = decoder() if decoder else decoding_weights(model, dtype)
             seconds = []
             for _ in range(1 + DECODING_RUNS):
                 start = time.perf_counter()

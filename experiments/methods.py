@@ -122,7 +122,8 @@ def review_language(run, data):
 
     def measure(policy, beta):
         generator = torch.Generator().manual_seed(1)
-        ids = [c.ids for c in generate(policy, held_out, tokenizer.end_of_text, policy.config.block_size, generator)]
+        asked = held_out, tokenizer.end_of_text, policy.config.block_size, generator
+        ids = [c.ids for c in generate(policy, *asked, vocab_size=tokenizer.vocab_size)]
         point = {}
         for name, values in (("kl", log_ratios(policy, reference, held_out, ids)), ("reward", reward(held_out, ids))):
             point[name], low, high = mean_interval(values)

@@ -32,7 +32,8 @@ def answer(model, tokenizer, questions, seed):
     """One completion to each prompt, as ids, at temperature 1: draws from the model itself."""
     generator = torch.Generator().manual_seed(seed)
     ids = [tokenizer.encode(question) for question in questions]
-    drawn = generate(model, ids, tokenizer.end_of_text, model.config.block_size, generator)
+    asked = ids, tokenizer.end_of_text, model.config.block_size, generator
+    drawn = generate(model, *asked, vocab_size=tokenizer.vocab_size)
     return [completion.ids for completion in drawn]
 
 

@@ -360,7 +360,7 @@ MUTANTS = {
     ),
     # The model, its draws and its figures
     "attention sees the future": (
-        "gpt",
+        "attention",
         "is_causal=mask is None",
         "is_causal=False",
         GPT + "attention_is_the_softmax_loop",

@@ -31,7 +31,7 @@ import torch
 
 from dpo_min.data.rows import BadRow, parse_line, read_rows
 from dpo_min.data.tokenizer import load_tokenizer
-from dpo_min.model import sizes
+from dpo_min.model import config_json
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.weights import load_model
 from dpo_min.run.checkpoint import load_checkpoint, seal
@@ -388,7 +388,7 @@ def model_task(directory, seed):
         file.write_bytes(mutate(file.read_bytes(), draw))
         try:
             model, read = load_model(place), load_tokenizer(place)
-            sizes.model_sizes(place)
+            config_json.load_config(place)
         except ValueError as error:
             assert str(place) in str(error) and "\n" not in str(error).replace("\\n", ""), error
             return "refused", ""

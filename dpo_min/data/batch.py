@@ -81,7 +81,7 @@ def batch_token_logps(model, batch):
     Only scored positions meet the vocabulary.
     """
     hidden = model(batch.tokens, batch.positions, batch.mask)  # (B, T, C)
-    logps = token_logprobs(hidden.flatten(0, 1)[batch.predictors], model.wte.weight, batch.targets)  # (S,)
+    logps = token_logprobs(hidden.flatten(0, 1)[batch.predictors], model.head_weight, batch.targets)  # (S,)
     return logps.split(batch.lengths.tolist())
 
 

@@ -1,15 +1,13 @@
-"""GPT with its weights made ready for decoding: each token reads them all, so how they lie in memory is the speed."""
+"""Weights made ready for decoding: each token reads them all, so how they lie in memory is the speed."""
 
 import torch
 import torch.nn as nn
-
-from dpo_min.model.gpt import GPT
 
 
 class PackedLinear(nn.Module):
     """x Wᵀ + b, with W in the blocks that oneDNN multiplies a few rows by in half of the time."""
 
-    def __init__(self, weight, bias):
+    def __init__(self, weight, bias=None):
         super().__init__()
         self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight, 8), bias  # for about so many rows
 
@@ -18,30 +16,45 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-class DecodingGPT(GPT):
-    """A model's weights made ready to decode with: in `dtype` once, not cast for every token, and packed on a CPU.
+class Decoder(nn.Module):
+    """A model of its own, asked as any other, whose linear layers and head are packed."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config = model, model.config
+        head = model.head_weight
+        layers = [(parent, *child) for parent in model.modules() for child in parent.named_children()]
+        for parent, name, layer in layers:
+            if isinstance(layer, nn.Linear):
+                setattr(parent, name, PackedLinear(layer.weight, layer.bias))
+        self.head = model.lm_head if hasattr(model, "lm_head") else PackedLinear(head)
+
+    @property
+    def head_weight(self):
+        """(V, C), as it is packed: for its device and dtype."""
+        return self.head.weight
+
+    def forward(self, *arguments, **named):
+        """As the model's."""
+        return self.model(*arguments, **named)
+
+    def logits(self, hidden):
+        """As the model's."""
+        return self.head(hidden)
+
+
+def decoding_weights(model, dtype):
+    """A copy of a model made ready to decode with: in `dtype` once, not cast for every token, and packed on a CPU.
 
     Without gradients; it does not follow what the model learns later. The packed layout is the one that
     `torch.compile` gives linear layers on CPUs; elsewhere, or in other dtypes, layers stay as they are.
     """
-
-    def __init__(self, model, dtype):
-        with torch.device("meta"):
-            super().__init__(model.config)
-        self.load_state_dict(
-            {name: p.detach().to(dtype, copy=True) for name, p in model.state_dict().items()}, assign=True
-        )
-        self.requires_grad_(False)
-        self.head = None
-        if packable(self.wte.weight):
-            self.head = PackedLinear(self.wte.weight, None)
-            for layer in (layer for block in self.h for layer in (block.attn, block.mlp)):
-                for name, linear in list(layer.named_children()):
-                    setattr(layer, name, PackedLinear(linear.weight, linear.bias))
-
-    def logits(self, hidden):
-        """As `GPT.logits`."""
-        return self.head(hidden) if self.head else super().logits(hidden)
+    with torch.device("meta"):  # shapes without memory
+        ready = type(model)(model.config)
+    weights = {name: tensor.detach().to(dtype, copy=True) for name, tensor in model.state_dict().items()}
+    ready.load_state_dict(weights, assign=True)
+    ready.requires_grad_(False).eval()
+    return Decoder(ready) if packable(ready.head_weight) else ready
 
 
 def packable(weight):

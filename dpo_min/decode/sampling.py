@@ -31,6 +31,7 @@ class Sampling:
     min_new_tokens: int = 0  # so many tokens come before end-of-text can
     length_range: tuple[int, int] | None = None  # each completion's own limit is drawn uniformly from LO..HI
     stop: Callable[[list[int]], bool] | None = None  # ends a completion whose ids it is True for, as `StopStrings` is
+    vocab_size: int | None = None  # the tokenizer's: an embedding may have rows beyond it, which are no tokens
 
     def __post_init__(self):
         low, high = self.length_range or (1, 1)
@@ -42,6 +43,7 @@ class Sampling:
             (0 < self.repetition_penalty < math.inf, "repetition_penalty", "a number above 0"),
             (self.min_new_tokens >= 0, "min_new_tokens", "a whole number from 0 up"),
             (1 <= low <= high, "length_range", "LO and HI with 1 <= LO <= HI"),
+            (self.vocab_size is None or self.vocab_size >= 1, "vocab_size", "a whole number from 1 up"),
         ):
             if not accepted:
                 raise ValueError(f"{name} must be {words}, got {getattr(self, name)!r}")
@@ -53,6 +55,11 @@ class Sampling:
             raise ValueError(f"length_range {self.length_range} exceeds max_new_tokens, which is {max_new_tokens}")
         if self.min_new_tokens > low:
             raise ValueError(f"min_new_tokens ({self.min_new_tokens}) exceeds the least length limit, which is {low}")
+
+    def limits(self, uniforms, max_new_tokens):
+        """The most tokens of each completion, by a number (B,) in [0, 1) for each."""
+        low, high = self.length_range or (max_new_tokens, max_new_tokens)
+        return (low + (uniforms * (high - low + 1)).long()).tolist()
 
     @property
     def processors(self):
@@ -149,7 +156,12 @@ def largest(x, least, count):
     return above | (tied & (tied.cumsum(dim=-1, dtype=torch.int32) <= count - above.sum(dim=-1, keepdim=True)))
 
 
-def draw(probs, uniforms):
+def log_probs(logits):
+    """Log π of every next token, (B, V), in float32 or better."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+
+
+def draw_tokens(probs, uniforms):
     """Token ids (B,) from distributions (B, V) and numbers (B,) in [0, 1): the inverse of the cumulative distribution.
 
     A token of probability 0 is never drawn.

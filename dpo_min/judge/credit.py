@@ -36,7 +36,7 @@ def token_rewards(policy, reference, prompts, completions, beta, reduce="sum", m
     if longest > positions:
         raise ValueError(f"prompt and answer have {longest} tokens, the models {positions} positions")
     pairs = [TokenizedPair(x, y, y) for x, y in zip(prompts, completions, strict=True)]
-    device, rewards = policy.wte.weight.device, []
+    device, rewards = policy.head_weight.device, []
     for start in range(0, len(pairs), micro_batch_size):
         batch = pack(pairs[start : start + micro_batch_size], chosen_only=True).to(device)
         for ours, theirs in zip(*(batch_token_logps(model, batch) for model in (policy, reference)), strict=True):

@@ -19,8 +19,7 @@ from dpo_min.data.rows import load_preferences, split_digest, tokenize
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.judge.scorers import load_scorer
 from dpo_min.judge.trained_with import run_settings
-from dpo_min.model.sizes import model_sizes
-from dpo_min.system.files import read_json
+from dpo_min.model.config_json import load_config
 from dpo_min.system.flags import COUNT, POSITIVE, SEED, flag, parse
 from dpo_min.system.program import guard, stop
 from dpo_min.system.signals import interrupt, on_signals, quit_at_once
@@ -70,8 +69,8 @@ def prepare(argv):
         tokenizer, theirs = (load_tokenizer(directory) for directory in (flags.model, flags.reference))
         if tokenizer.fingerprint() != theirs.fingerprint():
             raise ValueError(f"--reference {flags.reference}: its tokenizer is not that of --model")
-        sizes = [model_sizes(directory) for directory in (flags.model, flags.reference)]
-        known, positions = (min(numbers) for numbers in zip(*sizes, strict=True))
+        configs = [load_config(directory) for directory in (flags.model, flags.reference)]
+        known, positions = (min(getattr(c, name) for c in configs) for name in ("vocab_size", "block_size"))
         if tokenizer.vocab_size > known:
             raise ValueError(f"the tokenizer makes {tokenizer.vocab_size} token ids, a model knows only {known}")
         if flags.png and (flags.png.suffix != ".png" or not flags.png.absolute().parent.is_dir()):
@@ -80,7 +79,7 @@ def prepare(argv):
         preferences, _ = load_preferences(flags.data, flags.skip_bad_rows)
         limits = min(settings["max_length"] or 512, positions), settings["max_prompt_length"]
         flags.max_new_tokens = min(flags.max_new_tokens, positions // 2)  # the rest is room for the prompt
-        weights = count_weights(flags.model)
+        weights = configs[0].parameters()  # each token takes twice as many operations
         pairs = choose(preferences, tokenizer, limits, flags.seed, flags.max_pairs, WORK / weights)
         if flags.samples is None:
             cost = weights * sum(len(pair.prompt_ids) + flags.max_new_tokens for pair in pairs) / len(pairs)
@@ -90,15 +89,6 @@ def prepare(argv):
         stop(error)
     except KeyboardInterrupt:
         stop("stopped before anything was scored", code=130)
-
-
-def count_weights(directory):
-    """About how many weights a GPT-2 has by its config.json: each token takes twice as many operations."""
-    flags = read_json(directory / "config.json")
-    layers, width = (flags.get(name) for name in ("n_layer", "n_embd"))
-    if type(layers) is not int or type(width) is not int or min(layers, width) < 1:
-        raise ValueError(f"{directory / 'flags.json'}: n_layer is {layers!r} and n_embd {width!r}, not whole numbers")
-    return 12 * layers * width**2 + flags["vocab_size"] * width
 
 
 def choose(preferences, tokenizer, limits, seed, max_pairs, tokens):

@@ -16,6 +16,7 @@ import torch
 from dpo_min.data.batch import batch_logps, pack
 from dpo_min.data.rows import TokenizedPair
 from dpo_min.decode.generate import generate
+from dpo_min.decode.sampling import log_probs
 from dpo_min.objective import kl_divergence
 
 
@@ -40,7 +41,7 @@ def groups(what, lengths, size):
 @torch.no_grad()
 def pair_logps(policy, reference, pairs, reduce="sum", micro_batch_size=16):
     """Log π(y|x) and log π_ref(y|x) of both sides of every pair: (2 models, 2 sides, N) in nats, on the CPU."""
-    device = policy.wte.weight.device
+    device = policy.head_weight.device
     logps = torch.empty(2, 2, len(pairs), dtype=torch.float64)
     for group in groups("pairs", [pair.num_tokens for pair in pairs], micro_batch_size):
         batch = pack([pairs[i] for i in group]).to(device)
@@ -57,7 +58,7 @@ def log_ratios(policy, reference, prompts, completions, micro_batch_size=64):
     its standard error says how well.
     """
     pairs = [TokenizedPair(x, y, y) for x, y in zip(prompts, completions, strict=True)]
-    device, ratios = policy.wte.weight.device, []
+    device, ratios = policy.head_weight.device, []
     for start in range(0, len(pairs), micro_batch_size):
         batch = pack(pairs[start : start + micro_batch_size], chosen_only=True).to(device)
         ratios.append(batch_logps(policy, batch) - batch_logps(reference, batch))
@@ -65,19 +66,20 @@ def log_ratios(policy, reference, prompts, completions, micro_batch_size=64):
 
 
 @torch.no_grad()
-def kl_estimates(policy, reference, prompts, completions, micro_batch_size=16, rows=256):
+def kl_estimates(policy, reference, prompts, completions, micro_batch_size=16, rows=256, vocab_size=None):
     """Two terms of each completion whose means over draws from π estimate KL(π‖π_ref): (2, n) nats, on the CPU.
 
     First `log_ratios`, then Σ_t KL(π(·|x, y_<t) ‖ π_ref(·|x, y_<t)); see the file's docstring. Of the positions, `rows`
-    at a time meet the whole vocabulary.
+    at a time meet the whole vocabulary, or the tokenizer's `vocab_size` first ids, where one model may have more.
     """
     estimates = torch.empty(2, len(prompts), dtype=torch.float64)
     for group in groups("KL of answers", [*map(len, completions)], micro_batch_size):
         pairs = [TokenizedPair(prompts[i], completions[i], completions[i]) for i in group]
-        batch = pack(pairs, chosen_only=True).to(policy.wte.weight.device)
+        batch = pack(pairs, chosen_only=True).to(policy.head_weight.device)
         states, steps = [hidden(model, batch).split(rows) for model in (policy, reference)], []
         for ours, theirs, targets in zip(*states, batch.targets.split(rows), strict=True):
-            log_p, log_q = log_probs(policy, ours), log_probs(reference, theirs)  # (rows, V)
+            logits = policy.logits(ours)[:, :vocab_size], reference.logits(theirs)[:, :vocab_size]
+            log_p, log_q = map(log_probs, logits)  # (rows, V)
             ratios = (log_p - log_q).gather(1, targets[:, None]).squeeze(1)
             steps.append(torch.stack([ratios, kl_divergence(log_p, log_q)]))
         parts = torch.cat(steps, dim=1).split(batch.lengths.tolist(), dim=1)
@@ -90,18 +92,13 @@ def hidden(model, batch):
     return model(batch.tokens, batch.positions, batch.mask).flatten(0, 1)[batch.predictors]
 
 
-def log_probs(model, states):
-    """The next token's log-probabilities in float32 at least: (S, C) → (S, V)."""
-    logits = model.logits(states)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
-
-
-def draw(model, prompts, end_of_text, max_new_tokens, seed, micro_batch_size=16):
+def draw_answers(model, prompts, end_of_text, max_new_tokens, seed, micro_batch_size=16, vocab_size=None):
     """A completion of each prompt from the model itself, at temperature 1, as ids of at most `max_new_tokens`."""
-    generator = torch.Generator(model.wte.weight.device).manual_seed(seed)
+    generator = torch.Generator(model.head_weight.device).manual_seed(seed)
     completions = [None] * len(prompts)
     for group in groups("answers drawn", [*map(len, prompts)], micro_batch_size):
-        drawn = generate(model, [prompts[i] for i in group], end_of_text, max_new_tokens, generator)
+        asked = [prompts[i] for i in group], end_of_text, max_new_tokens, generator
+        drawn = generate(model, *asked, vocab_size=vocab_size)
         for i, completion in zip(group, drawn, strict=True):
             completions[i] = completion.ids
     return completions

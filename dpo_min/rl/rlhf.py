@@ -98,7 +98,7 @@ class ScalarGPT(nn.Module):
 
     def __init__(self, body):
         super().__init__()
-        weight = body.wte.weight
+        weight = body.head_weight
         self.body = body
         self.head = nn.Linear(weight.shape[1], 1, device=weight.device, dtype=weight.dtype)
         nn.init.zeros_(self.head.weight)
@@ -196,7 +196,7 @@ class Rollouts:
 def token_logps(model, batch):
     """Log π of each token of a `chosen_only` batch's completions, (B, T), 0 after their ends; rows sum to log π(y)."""
     hidden = model(batch.tokens, batch.positions, batch.mask)  # (B, T, C)
-    return as_rows(token_logprobs(hidden.flatten(0, 1)[batch.predictors], model.wte.weight, batch.targets), batch)
+    return as_rows(token_logprobs(hidden.flatten(0, 1)[batch.predictors], model.head_weight, batch.targets), batch)
 
 
 @torch.no_grad()
@@ -217,7 +217,7 @@ def roll_out(policy, reference, reward, prompts, end_of_text, max_new_tokens, ge
         limits = torch.randint(low, high + 1, (len(ids),), generator=generator, device=generator.device).tolist()
         ids = [answer[:limit] for answer, limit in zip(ids, limits, strict=True)]
     pairs = [TokenizedPair(prompt, answer, answer) for prompt, answer in zip(prompts, ids, strict=True)]
-    batch = pack(pairs, chosen_only=True).to(policy.wte.weight.device)
+    batch = pack(pairs, chosen_only=True).to(policy.head_weight.device)
     logps, reference_logps = token_logps(policy, batch), token_logps(reference, batch)
     return Rollouts(pairs, batch, reward(prompts, ids).to(logps), logps, reference_logps)
 

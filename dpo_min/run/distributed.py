@@ -16,7 +16,6 @@ import torch.distributed as dist
 import torch.nn as nn
 
 from dpo_min.data.batch import batch_logps
-from dpo_min.model.gpt import GPT
 from dpo_min.system.launcher import processes
 
 
@@ -92,7 +91,7 @@ def everyone(thing):
 
 
 class Logps(nn.Module):
-    """`batch_logps` as a module of its own: DDP and FSDP then see all of a computation that ends beyond the GPT's."""
+    """`batch_logps` as a module of its own: DDP and FSDP then see all of a computation that ends beyond the model's."""
 
     def __init__(self, model):
         super().__init__()
@@ -104,7 +103,7 @@ class Logps(nn.Module):
 
 
 def wrap(model, shard=False):
-    """`Logps` of a GPT, whose gradients are then the mean over the processes; under `shard`, by FSDP.
+    """`Logps` of a model, whose gradients are then the mean over the processes; under `shard`, by FSDP.
 
     FSDP replaces the model's parameters, so its optimizer has to be made afterwards.
     """
@@ -116,8 +115,8 @@ def wrap(model, shard=False):
     from torch.distributed.device_mesh import init_device_mesh  # these two take a second
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(model.wte.weight.device.type, (world_size(),))
-    for part in (*model.h, module):  # what no block holds, the embeddings above all, is gathered with the whole
+    mesh = init_device_mesh(model.head_weight.device.type, (world_size(),))
+    for part in (*model.blocks, module):  # what no block holds, the embeddings above all, is gathered with the whole
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     return module
 
@@ -153,7 +152,7 @@ def whole(tensor):
 
 
 def gather(model):
-    """A GPT with whole weights on the CPU where the model is sharded, else the model itself.
+    """A model with whole weights on the CPU where the model is sharded, else the model itself.
 
     Every process must take part; only the first gets the weights, the others None.
     """
@@ -167,6 +166,6 @@ def gather(model):
     if rank():
         return None
     with torch.device("meta"):  # shapes without memory
-        gathered = GPT(model.config)
+        gathered = type(model)(model.config)
     gathered.load_state_dict(tensors, assign=True)
     return gathered

@@ -12,8 +12,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpo_min.decode.decoding_weights import DecodingGPT, packable
-from dpo_min.decode.generate import beam_search, decode_step, generate, prefill, stream
+from dpo_min.decode.beams import beam_search
+from dpo_min.decode.decoding_weights import Decoder, decoding_weights, packable
+from dpo_min.decode.generate import decode_step, generate, prefill, stream
 from dpo_min.decode.sampling import next_token_probs
 from dpo_min.decode.stop_strings import StopStrings
 from dpo_min.exact import enumerate_completions, exact_log_policy
@@ -402,13 +403,13 @@ def test_a_decoding_gpt_is_the_model(tiny_gpt, dtype, batch):
     that follows what the model learns later; weights drawn from the global source only to be replaced.
     """
     model, state = copy.deepcopy(tiny_gpt), torch.get_rng_state()
-    fast = DecodingGPT(model, dtype)
+    fast = decoding_weights(model, dtype)
     assert torch.equal(torch.get_rng_state(), state)
     for parameter in model.parameters():
         parameter.zero_()
-    assert fast.wte.weight.dtype == dtype and not any(p.requires_grad for p in fast.parameters())
-    assert (fast.head is not None) == packable(fast.wte.weight)
-    assert not packable(tiny_gpt.wte.weight)
+    assert fast.head_weight.dtype == dtype and not any(p.requires_grad for p in fast.parameters())
+    assert isinstance(fast, Decoder) == packable(model.head_weight.to(dtype))
+    assert not packable(tiny_gpt.head_weight)
     tokens = torch.randint(5, (batch, 7), generator=torch.Generator().manual_seed(0))
     logits = fast.logits(fast(tokens))
     expected = tiny_gpt.logits(tiny_gpt(tokens))

@@ -10,7 +10,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from dpo_min.decode import sampling
-from dpo_min.decode.sampling import Sampling, draw, forbid, next_token_probs, penalize_repetition, row_uniforms
+from dpo_min.decode.sampling import Sampling, draw_tokens, forbid, next_token_probs, penalize_repetition, row_uniforms
 
 
 def rows(elements):
@@ -203,7 +203,9 @@ def test_a_nucleus_is_the_same_whether_the_first_tokens_suffice_or_all_are_sorte
 def test_the_drawn_token_is_the_one_whose_share_of_the_unit_interval_holds_the_number(logits, u, k):
     """Kills: `>=` for `>`, by which 0 would draw an impossible first token; a number that falls off the end."""
     probs = next_token_probs(logits, top_k=k)
-    for p, token in zip(probs.tolist(), draw(probs, torch.full((len(probs),), u, dtype=torch.float64)), strict=True):
+    for p, token in zip(
+        probs.tolist(), draw_tokens(probs, torch.full((len(probs),), u, dtype=torch.float64)), strict=True
+    ):
         before = math.fsum(p[:token]) / math.fsum(p)
         assert p[token] > 0
         assert before - 1e-9 <= u < before + p[token] / math.fsum(p) + 1e-9

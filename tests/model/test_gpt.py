@@ -9,7 +9,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dpo_min.model.gpt import GPT, GPTConfig, KVCache
+from dpo_min.model.attention import KVCache
+from dpo_min.model.gpt import GPT, GPTConfig
 
 assert_same = partial(torch.testing.assert_close, rtol=0, atol=1e-12)
 ids = st.integers(0, 4)  # of tiny_gpt
