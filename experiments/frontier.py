@@ -24,6 +24,7 @@ from dpo_min.data.rows import fingerprint
 from dpo_min.model.weights import model_fingerprint
 from dpo_min.objective import kl_divergence, optimal_policy
 from dpo_min.system.program import stop
+from dpo_min.system.progress import left
 from experiments import demo, frontier_page, methods
 
 POINTS = {"exact": 20, "reviews": 6}  # measurements of a run, the reference not counted
@@ -107,10 +108,9 @@ def run_part(part, options):
                 line["language"] = language
                 append(path, line)
                 results[key(line)] = line
-                left = int((time.perf_counter() - start) / done * (len(missing) - done))
                 name = methods.Method(**line["method"]).label if line["method"] else "the reference's answers"
-                print(f"{part} {done}/{len(missing)}  {name}, seed {line['seed']}  {left // 60}:{left % 60:02d} left")
-                sys.stdout.flush()
+                seed, rest = line["seed"], left(start, done, len(missing))
+                print(f"{part} {done}/{len(missing)}  {name}, seed {seed}{rest}", flush=True)
     return [results[k] for k in keys if k in results]
 
 

@@ -51,6 +51,7 @@ from dpo_min.data.rows import (
     unreadable,
 )
 from dpo_min.system.files import ABANDONED, Lock, crc32, read_json, sync, write_atomically
+from dpo_min.system.progress import Progress
 
 HELD_OUT = 1000  # pairs that are enough to follow a run by: its accuracy is then known to 3 %
 SMALL = 2**22  # bytes of data that are not worth a file or a process: about a second's work
@@ -173,8 +174,8 @@ def encode_files(paths, settings, files, size, workers, check_first):
     for wanted in (False, True) if check_first else (True,):
         counts, shown, written = Counter(), [], 0
         processes = workers if wanted or size > QUICK else 0
-        results, progress = encode_blocks(read_blocks(paths, wanted), settings, processes), Progress(size, wanted)
-        with closing(results), closing(progress):
+        results = encode_blocks(read_blocks(paths, wanted), settings, processes)
+        with closing(results), Progress("data:", size) as progress:
             for result in results:
                 result.rows["start"] += written
                 written += len(result.tokens)
@@ -183,7 +184,8 @@ def encode_files(paths, settings, files, size, workers, check_first):
                 counts.update(result.counts)
                 shown += [f"{paths[result.file]}:{line}: {reason}" for line, reason in result.shown]
                 del shown[ERRORS_SHOWN:]
-                progress.show(result.position, counts["good"] + counts["bad"])
+                rows = f"{counts['good'] + counts['bad']:,} rows {'tokenized' if wanted else 'checked'}"
+                progress.at(result.position, f"{rows}, {result.position / size:.0%}" if result.position else rows)
         check_rows(paths, counts["good"], counts["bad"], shown, settings["skip_bad_rows"])
     return {"skipped": counts["bad"], "truncated": counts["truncated"], "dropped": counts["dropped"]}
 
@@ -329,34 +331,6 @@ def default_workers(size):
     """One worker a usable core, none for the only core, and none without a block to work on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, ceil(size / BLOCK)) if cores > 1 else 0
-
-
-class Progress:
-    """How far the data is: a line that rewrites itself on a terminal, a plain one now and then in a pipe."""
-
-    def __init__(self, total, tokenized):
-        """`total`: bytes to read; `tokenized`: whether the rows are not just checked."""
-        self.total, self.live, self.shown = total, sys.stdout.isatty(), False
-        self.verb = "tokenized" if tokenized else "checked"
-        self.start = time.perf_counter()
-        self.next = self.start + 1  # what takes less says nothing
-
-    def show(self, position, rows):
-        """Say that `position` bytes and so many rows are done, if it is time to."""
-        now = time.perf_counter()
-        if now < self.next:
-            return
-        text = f"data: {rows:,} rows {self.verb}"
-        if position:
-            left = int((now - self.start) / position * (self.total - position))
-            text += f", {position / self.total:.0%}, {left // 60}:{left % 60:02d} left"
-        print(f"\r\x1b[K{text}" if self.live else text, end="" if self.live else "\n", flush=True)
-        self.next, self.shown = now + (0.2 if self.live else 10), True
-
-    def close(self):
-        """Clear the terminal's line."""
-        if self.live and self.shown:
-            print("\r\x1b[K", end="", flush=True)
 
 
 # The directory of a cache

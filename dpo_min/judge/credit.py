@@ -9,7 +9,6 @@ due, is the token-level reading of DPO (Rafailov et al., "From r to Q*", arXiv:2
 """
 
 import codecs
-import json
 import math
 import sys
 from dataclasses import dataclass, replace
@@ -18,8 +17,10 @@ import torch
 
 from dpo_min.data.batch import batch_token_logps, pack
 from dpo_min.data.rows import TokenizedPair, tokenize
-from dpo_min.judge.display import page, show, visible
+from dpo_min.judge.display import page, show
 from dpo_min.judge.trained_with import run_settings
+from dpo_min.system.streams import as_json
+from dpo_min.system.text import visible
 
 
 @torch.no_grad()
@@ -138,7 +139,7 @@ class Judge:
         for (row, _), answer in zip(drawn, answers, strict=True):
             if answer.spans is not None:
                 row |= {"reward": answer.reward, "credit": [[span.text, span.reward] for span in answer.spans]}
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            print(as_json(row), flush=True)
 
     def judge(self, prompt_ids, answers):
         """The answers with their spans."""

@@ -7,11 +7,13 @@ underlined.
 
 import html
 import math
-import os
 import shutil
 import sys
 import unicodedata
 from itertools import zip_longest
+
+from dpo_min.system.streams import control, has_colours
+from dpo_min.system.text import visible
 
 CONTROL = "⏹"  # stands for a token without text: end-of-text, or an id beyond the vocabulary
 BLUES, ORANGES = (195, 153, 117, 75, 33), (230, 223, 216, 209, 202)  # of a terminal's 256 colours, pale to full
@@ -31,24 +33,6 @@ def verdict(first, second, beta):
 def signed(reward):
     """Two digits after the point, and a sign."""
     return f"{reward:+.2f}".replace("-", "−")
-
-
-# Text that a model wrote, made safe to show
-
-
-def visible(text):
-    """The text with a sign for each character that would act or hide instead of being seen; a line still ends.
-
-    Escape sequences, carriage returns and marks that reverse the direction of writing are data here.
-    """
-    return "".join(c if c.isprintable() else picture(c) for c in text)
-
-
-def picture(c):
-    """What stands for a character that is not printable."""
-    if c == "\n":
-        return "⏎\n"
-    return chr(0x2400 + ord(c)) if ord(c) < 32 else "␡" if c == "\x7f" else f"<U+{ord(c):04X}>"
 
 
 def level(reward, scale):
@@ -84,19 +68,19 @@ def listed(answer):
 
 def show(answers, texts, config):
     """Print answers, with --credit each span's reward, and which of two the implicit reward prefers."""
-    colours, scale = sys.stdout.isatty() and "NO_COLOR" not in os.environ, scale_of(answers)
+    colours, scale = has_colours(sys.stdout), scale_of(answers)
     for pair in in_pairs(answers):
         if config.credit:
             for answer in pair:
                 shown = terminal(answer, scale) if colours else listed(answer)
-                print(f"[{answer.name}] reward {signed(answer.reward)}\n{shown}")
+                control(sys.stdout, f"[{answer.name}] reward {signed(answer.reward)}\n{shown}\n")
         else:
             show_beside({a.name: text for a, text in zip(answers, texts, strict=True) if a.number == pair[0].number})
         if len(pair) == 2 and pair[0].spans is not None:
             print(verdict(*pair, config.beta), flush=True)
     if config.credit and colours and scale:
         less, more = (painted(text, side * scale, scale) for text, side in ((" less likely ", -1), (" more ", 1)))
-        print(f"{less} {more} than under the reference; full colour is {scale:.2f}")
+        control(sys.stdout, f"{less} {more} than under the reference; full colour is {scale:.2f}\n")
 
 
 def in_pairs(answers):

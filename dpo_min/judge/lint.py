@@ -15,7 +15,6 @@ import math
 import re
 import sys
 import tempfile
-import time
 from collections import Counter
 from dataclasses import MISSING, dataclass, field
 from hashlib import blake2b
@@ -27,6 +26,7 @@ from dpo_min.data.rows import BadRow, parse_line, read_rows, truncate
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.system.flags import COUNT, LENGTH, flag, parse
 from dpo_min.system.program import stop
+from dpo_min.system.progress import Progress
 
 SHOWN = 3  # places named for each finding
 PARTS = 64  # temporary files; one of them is in memory at a time
@@ -390,7 +390,8 @@ def main(argv):
         if len(flags.files) + len(flags.against) > 255:
             raise ValueError("FILE: at most 255 files at a time")
         tokenizer = load_tokenizer(flags.tokenizer)
-        report = check_files(flags, tokenizer, Progress())
+        with Progress("read", stream=sys.stderr) as progress:
+            report = check_files(flags, tokenizer, lambda rows, path: progress.at(rows, f"{rows:,} rows, in {path}"))
         if flags.png:
             draw(report, flags.png)
     except ValueError as error:
@@ -410,21 +411,6 @@ def draw(report, path):
     except ImportError as error:
         raise ValueError(f"--png {path}: {error}; pip install matplotlib") from error
     plots.draw_report(report, FINDINGS, path)
-
-
-class Progress:
-    """How many rows were read, on standard error now and then: the report itself is on standard output."""
-
-    def __init__(self):
-        self.live = sys.stderr.isatty()
-        self.next = time.perf_counter() + 2
-
-    def __call__(self, rows, path):
-        """Say it if it is time to."""
-        if rows % 1000 == 0 and time.perf_counter() > self.next:
-            end = "\r" if self.live else "\n"
-            print(f"{path}: {rows:,} rows read", end=end, file=sys.stderr, flush=True)
-            self.next = time.perf_counter() + (0.5 if self.live else 10)
 
 
 if __name__ == "__main__":

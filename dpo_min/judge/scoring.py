@@ -9,7 +9,6 @@ rarely, that the variance may be anything.
 """
 
 import sys
-import time
 
 import torch
 
@@ -18,24 +17,19 @@ from dpo_min.data.rows import TokenizedPair
 from dpo_min.decode.generate import generate
 from dpo_min.decode.sampling import log_probs
 from dpo_min.objective import kl_divergence
+from dpo_min.system.progress import Progress
 
 
 def groups(what, lengths, size):
     """Yield every index once, in groups of at most `size` of like lengths, the longest first.
 
-    Says on standard error how many `what` are done: a line that rewrites itself on a terminal, else one now and then.
+    Says on standard error how many `what` are done.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    live, start, shown = sys.stderr.isatty(), time.perf_counter(), 0.0
-    for first in range(0, len(order), size):
-        yield order[first : first + size]
-        done, spent = min(first + size, len(order)), time.perf_counter() - start
-        if spent - shown > (0.2 if live else 15):
-            shown, left = spent, int(spent / done * (len(order) - done))
-            line = f"{what} {done}/{len(order)}  about {left // 60}:{left % 60:02d} left"
-            print(f"\r\x1b[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
-    if live and shown:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    with Progress(what, len(order), stream=sys.stderr) as progress:
+        for first in range(0, len(order), size):
+            yield order[first : first + size]
+            progress.at(min(first + size, len(order)))
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """The numbers of a run: sums that make exact means, metrics.jsonl for machines, a line for people."""
 
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 
 from dpo_min.run import distributed
 from dpo_min.system.files import write_atomically
+from dpo_min.system.progress import Line, left
 
 
 class Totals(dict):
@@ -47,7 +47,7 @@ class Totals(dict):
 
 
 class Log:
-    """metrics.jsonl for machines and a line for people: it rewrites itself on a terminal, and is plain in a pipe.
+    """metrics.jsonl for machines, and for people a line that rewrites itself on a terminal.
 
     A resumed run first drops the lines that it is about to write again. Of several processes the first writes the
     file; `dpo_min.system.launcher.print_once` keeps the others from printing.
@@ -64,7 +64,7 @@ class Log:
         self.closing, self.look = closing if first < steps else (), look
         self.path = Path(directory) / "metrics.jsonl"
         self.label, self.steps, self.epoch_steps, self.first = label, steps, epoch_steps, first
-        self.live, self.text = sys.stdout.isatty(), ""
+        self.line, self.text = Line(), ""
         self.start = self.last = time.perf_counter()
         if distributed.rank() == 0:
             self.begin(first)
@@ -93,25 +93,22 @@ class Log:
                 file.write(json.dumps(line) + "\n")
         text = "  ".join(f"{short} {line[name]:.4f}" for name, short in self.SHOWN.items() if name in line)
         if split == "eval":
-            self.show(step, f"held out: {text}", end="\n")
+            self.show(step, f"held out: {text}", stays=True)
         else:
             self.text = f"{text}  {pace:.1f} pairs/s"
-            self.show(step, self.text, end="" if self.live else "\n")
+            self.show(step, self.text)
         self.look(line)
         return line
 
     def tick(self, step):
         """Count a step on a terminal's line; the last one stays."""
-        if self.live:
-            self.show(step, self.text, end="" if step < self.steps else "\n")
+        if self.line.live:
+            self.show(step, self.text, stays=step == self.steps)
 
-    def show(self, step, text, end):
-        """Print label, step, figures, and the time left at the pace so far."""
-        line = f"{self.label} {step:>{len(str(self.steps))}}/{self.steps}  {text}"
-        if self.first < step < self.steps:
-            left = int((time.perf_counter() - self.start) / (step - self.first) * (self.steps - step))
-            line += f"  {left // 60}:{left % 60:02d} left"
-        print(("\r\x1b[K" if self.live else "") + line, end=end, flush=True)
+    def show(self, step, text, stays=False):
+        """Show label, step, figures, and the time left at the pace so far."""
+        time_left = left(self.start, step - self.first, self.steps - self.first)
+        self.line.show(f"{self.label} {step:>{len(str(self.steps))}}/{self.steps}  {text}{time_left}", stays)
 
 
 def earned(line, step, closing=()):

@@ -2,8 +2,6 @@
 
 import hashlib
 import io
-import sys
-import time
 from array import array
 from pathlib import Path
 from zipfile import BadZipFile
@@ -14,6 +12,7 @@ import torch
 from dpo_min.data.batch import batch_logps, pack
 from dpo_min.run import distributed
 from dpo_min.system.files import write_atomically
+from dpo_min.system.progress import Progress
 
 FORMAT = 1
 
@@ -79,22 +78,17 @@ class ReferenceLogps:
 
         With several processes each brings groups of its own, and all end with the numbers of all.
         """
-        live, start, shown, done, scored = sys.stdout.isatty(), time.perf_counter(), 0.0, 0, 0
-        digests, logps = bytearray(), array("d")  # of what is new: 64 bytes a pair
-        for group in groups:
-            done += len(group)
-            alone, together = group_digests(group)
-            if not self.find(together)[1].all():
-                scored += len(group)
-                with autocast:
-                    found = batch_logps(model, pack(group).to(device)).double().view(2, -1).T  # (B, 2)
-                digests += b"".join(alone + together)
-                logps.extend(found.repeat(2, 1).flatten().tolist())
-            spent = time.perf_counter() - start
-            if spent - shown > (0.2 if live else 30) or (live and scored and done == total):
-                shown, left = spent, int(spent / done * (total - done))
-                line = f"reference {done}/{total} pairs  {left // 60}:{left % 60:02d} left"
-                print(f"\r\x1b[K{line}" if live else line, end="" if live and left > 0 else "\n", flush=True)
+        digests, logps, done = bytearray(), array("d"), 0  # of what is new: 64 bytes a pair
+        with Progress("reference", total, "pairs") as progress:
+            for group in groups:
+                alone, together = group_digests(group)
+                if not self.find(together)[1].all():
+                    with autocast:
+                        found = batch_logps(model, pack(group).to(device)).double().view(2, -1).T  # (B, 2)
+                    digests += b"".join(alone + together)
+                    logps.extend(found.repeat(2, 1).flatten().tolist())
+                done += len(group)
+                progress.at(done)
         new = [part for part in distributed.everyone((bytes(digests), logps)) if part[0]]
         for keys, values in new:
             self.add(np.frombuffer(keys, "S16"), np.frombuffer(values).reshape(-1, 2))

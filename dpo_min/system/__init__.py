@@ -3,4 +3,4 @@
 Nothing here knows of models or preferences, and only devices.py loads PyTorch.
 """
 
-READING_ORDER = ("files", "flags", "launcher", "streams", "signals", "program", "devices")
+READING_ORDER = ("text", "files", "flags", "launcher", "streams", "progress", "signals", "program", "devices")

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dpo_min.data import cache
-from dpo_min.data.cache import Pairs, Progress, data_hash, prepare_pairs
+from dpo_min.data.cache import Pairs, data_hash, prepare_pairs
 from dpo_min.data.rows import Preference, fingerprint, load_preferences, split_preferences, tokenize
 from dpo_min.data.tokenizer import Tokenizer, load_tokenizer
 from dpo_min.run import job
@@ -360,22 +360,6 @@ def test_of_large_data_only_as_much_is_held_out_as_tells_how_the_run_goes(tmp_pa
     by_default, given = (job.prepare(argv + more).held_out for more in ([], ["--eval-fraction", str(share)]))
     assert list(by_default) == list(given)
     assert len(by_default) < 4 * 10
-
-
-def test_progress_says_nothing_of_what_is_quick_and_then_how_far_it_is(capsys):
-    progress = Progress(1000, tokenized=True)
-    progress.show(10, 1)
-    progress.close()
-    assert capsys.readouterr().out == ""
-    progress.next = progress.start
-    for position in (250, 500):
-        progress.show(position, 5000)
-    assert capsys.readouterr().out.startswith("data: 5,000 rows tokenized, 25%, 0:00 left\n")
-    assert capsys.readouterr().out == ""
-    progress.live, progress.next = True, progress.start
-    progress.show(0, 5000)
-    progress.close()
-    assert capsys.readouterr().out == "\r\x1b[Kdata: 5,000 rows tokenized\r\x1b[K"
 
 
 def test_a_preference_of_a_row_number_keeps_it():

@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dpo_min.judge.credit import Answer, Span
-from dpo_min.judge.display import cells, level, listed, page, show_beside, terminal, verdict, visible, wrap
+from dpo_min.judge.display import cells, level, listed, page, show_beside, terminal, verdict, wrap
+from dpo_min.system.text import visible
 
 ACTING = st.sampled_from("\x1b\r\b\x9b\u202e\0<>&\"'é👩")
 WILD = st.text(alphabet=st.characters(exclude_categories=["Cs"]) | ACTING, max_size=30)
@@ -21,16 +22,6 @@ def even(text, reward, name="chosen"):
 
 
 answers = st.builds(even, WILD, st.integers(-300, 300).map(lambda x: x / 100))
-
-
-@given(WILD)
-@example("\x1b]0;title\x07 \x9b31m \r\n \u2066 \u00ad \x7f\ttab")
-def test_what_is_visible_holds_no_character_that_acts_and_none_is_lost(text):
-    """Kills: an escape sequence or a carriage return of the model reaching the terminal; C1 controls forgotten."""
-    shown = visible(text)
-    assert all(c.isprintable() or c == "\n" for c in shown)
-    assert shown.count("\n") == text.count("\n")
-    assert shown == "".join(c if c.isprintable() else visible(c) for c in text) and all(visible(c) for c in text)
 
 
 COLOUR = re.compile(r"\x1b\[30;(4;)?48;5;(\d+)m([^\x1b\n]+)\x1b\[0m")
