@@ -94,11 +94,11 @@ def prepare(argv):
 
 def count_weights(directory):
     """About how many weights a GPT-2 has by its config.json: each token takes twice as many operations."""
-    flags = read_json(directory / "config.json")
-    layers, width = (flags.get(name) for name in ("n_layer", "n_embd"))
+    config = read_json(directory / "config.json")
+    layers, width = (config.get(name) for name in ("n_layer", "n_embd"))
     if type(layers) is not int or type(width) is not int or min(layers, width) < 1:
-        raise ValueError(f"{directory / 'flags.json'}: n_layer is {layers!r} and n_embd {width!r}, not whole numbers")
-    return 12 * layers * width**2 + flags["vocab_size"] * width
+        raise ValueError(f"{directory / 'config.json'}: n_layer is {layers!r} and n_embd {width!r}, not whole numbers")
+    return 12 * layers * width**2 + config["vocab_size"] * width
 
 
 def choose(preferences, tokenizer, limits, seed, max_pairs, tokens):

@@ -3,7 +3,7 @@
 import torch
 
 from dpo_min.judge.scorers import one_line, worth
-from dpo_min.judge.scoring import draw, groups, kl_estimates, pair_logps
+from dpo_min.judge.scoring import draw_answers, groups, kl_estimates, pair_logps
 from dpo_min.judge.statistics import calibration, correlation, mean, rate
 from dpo_min.metrics import wins
 from dpo_min.model.weights import load_model
@@ -32,11 +32,11 @@ def measure(flags, settings, tokenizer, pairs, scorer):
         asked = [pair.prompt_ids[length - settings["positions"] :] for pair in pairs]
         asked = [asked[i % len(asked)] for i in range(flags.samples)]
         limits = tokenizer.end_of_text, length
-        ours = draw(policy, asked, *limits, flags.seed, flags.micro_batch_size)
+        ours = draw_answers(policy, asked, *limits, flags.seed, flags.micro_batch_size)
         estimates = kl_estimates(policy, reference, asked, ours, flags.micro_batch_size)
         figures["kl_mean_log_ratio"], figures["kl_sum_of_tokens"] = map(mean, estimates)
         if callable(scorer):  # another seed: the two answers to a prompt are to be independent
-            theirs = draw(reference, asked, *limits, flags.seed ^ 1, flags.micro_batch_size)
+            theirs = draw_answers(reference, asked, *limits, flags.seed ^ 1, flags.micro_batch_size)
             prompts, *texts = ([tokenizer.decode(ids) for ids in column] for column in (asked, ours, theirs))
             scores = (score_all(flags.scorer, scorer, prompts, answers) for answers in texts)
             figures["win_rate"] = rate(wins(*scores))

@@ -15,7 +15,7 @@ import torch
 
 from dpo_min.data.batch import batch_logps, pack
 from dpo_min.data.rows import TokenizedPair
-from dpo_min.decode.generate import generate
+from dpo_min.decode.generate import generate, log_probs
 from dpo_min.objective import kl_divergence
 
 
@@ -77,7 +77,7 @@ def kl_estimates(policy, reference, prompts, completions, micro_batch_size=16, r
         batch = pack(pairs, chosen_only=True).to(policy.wte.weight.device)
         states, steps = [hidden(model, batch).split(rows) for model in (policy, reference)], []
         for ours, theirs, targets in zip(*states, batch.targets.split(rows), strict=True):
-            log_p, log_q = log_probs(policy, ours), log_probs(reference, theirs)  # (rows, V)
+            log_p, log_q = log_probs(policy.logits(ours)), log_probs(reference.logits(theirs))  # (rows, V)
             ratios = (log_p - log_q).gather(1, targets[:, None]).squeeze(1)
             steps.append(torch.stack([ratios, kl_divergence(log_p, log_q)]))
         parts = torch.cat(steps, dim=1).split(batch.lengths.tolist(), dim=1)
@@ -90,13 +90,7 @@ def hidden(model, batch):
     return model(batch.tokens, batch.positions, batch.mask).flatten(0, 1)[batch.predictors]
 
 
-def log_probs(model, states):
-    """The next token's log-probabilities in float32 at least: (S, C) → (S, V)."""
-    logits = model.logits(states)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
-
-
-def draw(model, prompts, end_of_text, max_new_tokens, seed, micro_batch_size=16):
+def draw_answers(model, prompts, end_of_text, max_new_tokens, seed, micro_batch_size=16):
     """A completion of each prompt from the model itself, at temperature 1, as ids of at most `max_new_tokens`."""
     generator = torch.Generator(model.wte.weight.device).manual_seed(seed)
     completions = [None] * len(prompts)

@@ -13,7 +13,7 @@ from dpo_min.data.batch import batch_logps, pack
 from dpo_min.data.rows import TokenizedPair
 from dpo_min.decode.generate import generate
 from dpo_min.exact import enumerate_completions
-from dpo_min.judge.scoring import draw, groups, kl_estimates, log_ratios, pair_logps
+from dpo_min.judge.scoring import draw_answers, groups, kl_estimates, log_ratios, pair_logps
 from dpo_min.judge.statistics import mean_interval
 
 END = 4  # end-of-text of tiny_gpt
@@ -117,7 +117,7 @@ def test_a_path_kl_is_its_rows_own_whatever_the_batches(tiny_gpt, rows, size, po
 def test_both_estimates_of_drawn_completions_are_near_the_exact_kl(tiny_gpt):
     """Kills: draws that are not the policy's own, at temperature 1. Three half-widths are 5.9 σ."""
     reference, prompts = perturbed(tiny_gpt, 0), [[0, 1]] * 1500
-    drawn = draw(tiny_gpt, prompts, END, 3, seed=0, micro_batch_size=500)
+    drawn = draw_answers(tiny_gpt, prompts, END, 3, seed=0, micro_batch_size=500)
     kl = exact_kl(tiny_gpt, reference, [0, 1], 3)
     for values in kl_estimates(tiny_gpt, reference, prompts, drawn):
         mean, low, high = mean_interval(values)
@@ -149,14 +149,14 @@ def test_draws_belong_to_their_prompts_and_repeat_with_the_seed(tiny_gpt):
     """Kills: completions in the order of the groups. A sure model of a prompt's last token says whose they are."""
     model = copy.deepcopy(tiny_gpt)
     prompts = [[i % 4] * (1 + i % 3) for i in range(11)]
-    drawn, same, other = (draw(model, prompts, END, 4, seed, micro_batch_size=3) for seed in (0, 0, 1))
+    drawn, same, other = (draw_answers(model, prompts, END, 4, seed, micro_batch_size=3) for seed in (0, 0, 1))
     assert drawn == same != other
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
         model.wte.weight.copy_(torch.eye(5, 8, dtype=torch.float64) * 20)
         model.ln_f.weight.fill_(20.0)
-    assert draw(model, prompts, END, 1, seed=0, micro_batch_size=3) == [[prompt[-1]] for prompt in prompts]
+    assert draw_answers(model, prompts, END, 1, seed=0, micro_batch_size=3) == [[prompt[-1]] for prompt in prompts]
 
 
 @given(st.lists(st.integers(0, 9), max_size=20), st.integers(1, 8))
