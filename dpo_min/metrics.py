@@ -1,5 +1,7 @@
 """What is reported of a pair: the implicit rewards of both sides, and who wins."""
 
+from dpo_min.objective import implicit_reward
+
 
 def preference_metrics(policy_logps, reference_logps, beta):
     """The implicit rewards of each pair, under the names that the field logs them by.
@@ -8,7 +10,7 @@ def preference_metrics(policy_logps, reference_logps, beta):
     Returns: name → (B,). A reward is β (log π − log π_ref), the very number inside the loss.
         A tie counts one half in the accuracy.
     """
-    chosen, rejected = (beta * (p - r) for p, r in zip(policy_logps, reference_logps, strict=True))
+    chosen, rejected = (implicit_reward(p, r, beta) for p, r in zip(policy_logps, reference_logps, strict=True))
     return {
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,

@@ -140,7 +140,7 @@ MUTANTS = {
         "_: logsigmoid(beta * h)",
         FORMULA + "[sigmoid]",
     ),
-    "the loss of the rejected answer": (
+    "βh with its sign changed, which is the loss of the rejected answer": (
         "losses",
         "_: -logsigmoid(beta * h)",
         "_: -logsigmoid(-beta * h)",
@@ -391,8 +391,8 @@ MUTANTS = {
     ),
     "rewards logged without β": (
         "metrics",
-        "(beta * (p - r) for",
-        "(p - r for",
+        "implicit_reward(p, r, beta)",
+        "implicit_reward(p, r, 1)",
         METRICS + "the_metrics_are_their_definitions",
     ),
     # The step

@@ -26,7 +26,7 @@ SMALL |= {"FRESH": "16", "EVALUATE": "--samples 4"}
 def copy(tmp_path_factory):
     """The project without its data and runs, with the interpreter that runs this test as its .venv."""
     copy = tmp_path_factory.mktemp("copy")
-    for name in ("dpo_min", "tests", "docs"):
+    for name in ("dpo_min", "experiments", "tests", "docs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("train.py", "sample.py", "Makefile", "requirements.txt", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, copy / name)

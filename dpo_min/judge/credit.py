@@ -88,38 +88,38 @@ class Judge:
     Two models that read text differently, or not as far, are shown beside each other and not compared.
     """
 
-    def __init__(self, config, models, tokenizers, device, dtype):
+    def __init__(self, flags, models, tokenizers, device, dtype):
         """`models` and `tokenizers` are those of "model" and "reference".
 
         Raises:
             ValueError: --credit, and the models cannot be compared; or the row leaves no room for an answer.
         """
-        self.config, self.models, self.tokenizers, self.groups = config, models, tokenizers, []
+        self.flags, self.models, self.tokenizers, self.groups = flags, models, tokenizers, []
         self.autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
-        self.settings = run_settings(config.model)
+        self.settings = run_settings(flags.model)
         (ours, reading), (theirs, theirs_reading) = ((models[n].config, tokenizers[n]) for n in ("model", "reference"))
         self.comparable = ours.block_size == theirs.block_size and reading.fingerprint() == theirs_reading.fingerprint()
-        if config.credit and not self.comparable:
+        if flags.credit and not self.comparable:
             raise ValueError("--credit: the tokenizers or the numbers of positions of --model and --reference differ")
-        if config.pair:
+        if flags.pair:
             self.prompt_ids, self.given = self.read_given(ours.block_size)
 
     def read_given(self, positions):
         """(the prompt's ids, (row, ids) of each answer) of --pair or --completion, closed and cut as in training."""
-        config, max_length = self.config, min(self.settings["max_length"] or positions, positions)
+        flags, max_length = self.flags, min(self.settings["max_length"] or positions, positions)
         longest_prompt = self.settings["max_prompt_length"]
-        pairs, truncated, _ = tokenize([config.pair], self.tokenizers["model"], max_length, longest_prompt)
+        pairs, truncated, _ = tokenize([flags.pair], self.tokenizers["model"], max_length, longest_prompt)
         if not pairs:
             raise ValueError(f"--credit: the prompt leaves no room for an answer in {max_length} tokens")
         if truncated:
             print(f"cut to {max_length} tokens, as in training", file=sys.stderr)
         sides = {"chosen": pairs[0].chosen_ids, "rejected": pairs[0].rejected_ids}
-        if config.completion is not None:
+        if flags.completion is not None:
             sides = {"completion": pairs[0].chosen_ids}
         end, decode = self.tokenizers["model"].end_of_text, self.tokenizers["model"].decode
 
         def row(name, ids):
-            text = {"prompt": config.prompt, "model": name, "sample": 0, "completion": decode(ids)}
+            text = {"prompt": flags.prompt, "model": name, "sample": 0, "completion": decode(ids)}
             return text | {"ended": ids[-1] == end}
 
         return pairs[0].prompt_ids, [(row(name, ids), ids) for name, ids in sides.items()]
@@ -132,9 +132,9 @@ class Judge:
         if self.comparable:
             answers = self.judge(ids or [self.tokenizers["model"].end_of_text], answers)
         self.groups.append((prompt, answers))
-        if not self.config.jsonl:
+        if not self.flags.jsonl:
             print(f"\n{visible(prompt)}")
-            show(answers, [row["completion"] for row, _ in drawn], self.config)
+            show(answers, [row["completion"] for row, _ in drawn], self.flags)
             return
         for (row, _), answer in zip(drawn, answers, strict=True):
             if answer.spans is not None:
@@ -146,13 +146,13 @@ class Judge:
         completions, prompts = [answer.ids for answer in answers], [prompt_ids] * len(answers)
         models = self.models["model"], self.models["reference"]
         with self.autocast:
-            rewards = token_rewards(*models, prompts, completions, self.config.beta, self.settings["reduce"])
+            rewards = token_rewards(*models, prompts, completions, self.flags.beta, self.settings["reduce"])
         tokenizer = self.tokenizers["model"]
         found = [spans(tokenizer, answer.ids, r.tolist()) for answer, r in zip(answers, rewards, strict=True)]
         return [replace(answer, spans=s) for answer, s in zip(answers, found, strict=True)]
 
     def close(self):
         """Write the page, if there is to be one."""
-        if self.config.html:
-            text = page("Where the reward went", self.groups, self.config.beta)
-            self.config.html.write_text(text, encoding="utf-8")
+        if self.flags.html:
+            text = page("Where the reward went", self.groups, self.flags.beta)
+            self.flags.html.write_text(text, encoding="utf-8")

@@ -32,7 +32,7 @@ class PPOConfig:
     lam: float = 0.95  # GAE's λ: at 1 the advantage has no bias, lower it has less variance
 
 
-def token_rewards(rewards, logps, reference_logps, mask, beta):
+def token_payments(rewards, logps, reference_logps, mask, beta):
     """What each token is paid, (N, T): −β (log π − log π_ref), and at an answer's last token its reward (N,) as well.
 
     logps and reference_logps are (N, T), 0 after the end; mask (N, T) is True at the tokens. Rows sum to R(y).
@@ -92,7 +92,7 @@ class PPO:
         config, mask = self.config, rollouts.mask
         with torch.no_grad():
             values = self.value.values(rollouts.batch)  # (N, T)
-            rewards = token_rewards(rollouts.rewards, rollouts.logps, rollouts.reference_logps, mask, self.beta)
+            rewards = token_payments(rollouts.rewards, rollouts.logps, rollouts.reference_logps, mask, self.beta)
             advantages = gae(rewards, values, config.gamma, config.lam)
         returns, answers = advantages + values, len(rollouts.pairs)
         metrics, updates = dict.fromkeys(("policy/clipfrac", "policy/approxkl", "val/loss", "val/clipfrac"), 0.0), 0

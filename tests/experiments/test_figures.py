@@ -61,7 +61,7 @@ def dots(axis):
 
 def test_the_command_writes_every_picture_from_nothing_and_always_the_same(tmp_path):
     """Kills: a picture left out, random data, a time or a version in the file, a letter that no font has."""
-    out, root = tmp_path / "new" / "folder", Path(figures.__file__).parents[2]
+    out, root = tmp_path / "new" / "folder", Path(figures.__file__).parents[1]
     command = [sys.executable, "-W", "error", "-m", "experiments.figures", "--out", str(out)]
     done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", cwd=root)
     assert done.stdout.splitlines() == [str(out / f"{name}.png") for name in figures.FIGURES]

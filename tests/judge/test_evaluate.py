@@ -156,7 +156,7 @@ def test_without_a_limit_the_tokens_decide_and_another_seed_takes_other_rows(a_r
 def test_what_one_model_wins_the_other_loses(a_run, seed):
     """Kills: a tie counted for both, answers of one model scored for the other."""
     ours, theirs = (load_model(a_run / name).requires_grad_(False) for name in ("model", "reference"))
-    drawn = [measure.draw(m, [[65], [66, 67]] * 4, 256, 3, seed) for m in (ours, theirs)]
+    drawn = [measure.draw_answers(m, [[65], [66, 67]] * 4, 256, 3, seed) for m in (ours, theirs)]
     texts = [[BYTES.decode(ids) for ids in column] for column in drawn]
     scores = [measure.score_all("length", lambda x, y: len(y), ["A", "BC"] * 4, column) for column in texts]
     forward, backward = (measure.rate(measure.wins(*pair)) for pair in (scores, scores[::-1]))
@@ -176,7 +176,7 @@ def test_a_scorer_is_a_function_or_a_column(a_run, capsys, monkeypatch):
     assert (column["value"], column["n"]) == (2.5 / 4, 4)  # two wins, one tie, one loss
     pairs = evaluate.choose([Preference(**row) for row in ROWS], BYTES, (24, None), 0, None, 10**6)
     models = [load_model(a_run / name).requires_grad_(False) for name in ("model", "reference")]
-    drawn = [measure.draw(m, [p.prompt_ids for p in pairs[:9]], 256, 8, seed) for seed, m in enumerate(models)]
+    drawn = [measure.draw_answers(m, [p.prompt_ids for p in pairs[:9]], 256, 8, seed) for seed, m in enumerate(models)]
     ours, theirs = ([len(BYTES.decode(ids)) for ids in column] for column in drawn)
     assert rates[0]["value"] == sum((a > b) + (a == b) / 2 for a, b in zip(ours, theirs, strict=True)) / 9 != 0.5
 

@@ -15,7 +15,7 @@ from dpo_min.data.rows import TokenizedPair
 from dpo_min.exact import enumerate_completions, exact_log_policy
 from dpo_min.losses import LOSSES
 from dpo_min.objective import expectation, kl_divergence, log_partition, objective, optimal_policy
-from dpo_min.rl.ppo import PPO, PPOConfig, adapt_beta, clipped_loss, gae, token_rewards, value_loss
+from dpo_min.rl.ppo import PPO, PPOConfig, adapt_beta, clipped_loss, gae, token_payments, value_loss
 from dpo_min.rl.rlhf import (
     Rollouts,
     ScalarGPT,
@@ -296,7 +296,7 @@ def test_the_tokens_pay_sums_to_the_penalised_reward(seed, lengths, beta):
         padded(seed + 1, lengths),
         draws(2, len(lengths)),
     )
-    paid = token_rewards(rewards, logps, reference_logps, mask, beta)
+    paid = token_payments(rewards, logps, reference_logps, mask, beta)
     expected = penalised_reward(rewards, logps.sum(-1), reference_logps.sum(-1), beta)
     assert_close(paid.sum(-1), expected, rtol=1e-9, atol=1e-9)
     assert (paid[~mask] == 0).all()
@@ -337,7 +337,7 @@ def test_ppo_at_ratio_one_is_the_policy_gradient_for_any_values(tiny_gpt, seed, 
     with torch.no_grad():
         critic.head.weight.copy_(draws(seed, 1, tiny_gpt.config.n_embd))
         values = critic.values(rollouts.batch)
-    paid = token_rewards(reward, rollouts.logps, rollouts.reference_logps, rollouts.mask, beta)
+    paid = token_payments(reward, rollouts.logps, rollouts.reference_logps, rollouts.mask, beta)
     advantages = gae(paid, values, 1.0, 1.0)
     logps = token_logps(policy, rollouts.batch)
     losses = clipped_loss(logps, rollouts.logps, advantages, 0.2)  # (21,)
