@@ -1,7 +1,8 @@
 """Seven losses of the margin h alone: each row gives ℓ(h) and, on the line below, its slope ℓ′(h).
 
 x = βh, s = σ(x); ε, in code e, is `label_smoothing`, the rate at which labels are believed to be flipped. A loss that
-sees only h leaves Z(x) cancelled, and ∂ℓ/∂log π(y_w) = ℓ′(h) = −∂ℓ/∂log π(y_l). A new loss is a new row.
+sees only h leaves Z(x) cancelled, and ∂ℓ/∂log π(y_w) = ℓ′(h) = −∂ℓ/∂log π(y_l). A new row is a new loss; those that see
+more than h stand in ratio_losses.py.
 
 With unlimited data `sigmoid` on true labels, and `robust` on labels flipped at the rate ε, end in the optimal
 policy π_r of objective.py. The others end elsewhere: `make proof` measures where.
@@ -21,7 +22,7 @@ from dpo_min.objective import check_beta
 
 @dataclass(frozen=True)
 class Loss:
-    """A row of `LOSSES`: ℓ and ℓ′ as functions of (h, β, ε or None), the source, when to use it, a default ε if any."""
+    """A row of `MARGIN_LOSSES`: ℓ and ℓ′ as functions of (h, β, ε or None), source, use, and a default ε if any."""
 
     formula: Callable
     derivative: Callable
@@ -29,6 +30,12 @@ class Loss:
     about: str
     smoothing: float | None = None
     noise_free: bool = True  # whether it is defined at ε = 0
+    reference, reduce = True, None  # no field: the same in every row, as ratio_losses.py explains them
+
+    @property
+    def arguments(self):
+        """What the row takes after h and β: `label_smoothing` → its default where it has an ε, else nothing."""
+        return {} if self.smoothing is None else {"label_smoothing": self.smoothing}
 
     def value(self, h, beta, label_smoothing=None):
         """ℓ(h) in nats (`ipo`: nats²), elementwise: h (B,) in nats, β > 0, 0 ≤ ε < ½. Raises as `check` says."""
@@ -80,7 +87,7 @@ def discopop_slope(h, beta, _):
     return beta * (m * rest / TAU * logsigmoid(x) - rest * sigmoid(-x) + decay * (rest / TAU - 1))
 
 
-LOSSES = {
+MARGIN_LOSSES = {
     "sigmoid": Loss(
         lambda h, beta, _: -logsigmoid(beta * h),
         lambda h, beta, _: -beta * sigmoid(-beta * h),
@@ -128,12 +135,3 @@ LOSSES = {
         "found by search, not derived. Not convex: at h = 0 it slopes upwards, and first pushes pairs the wrong way",
     ),
 }
-
-
-def sft_loss(policy_chosen_logps, num_tokens):
-    """Mean −log π(y_w|x) per token, in nats: supervised fine-tuning, which DPO starts from.
-
-    policy_chosen_logps (B,) are sums over tokens; num_tokens > 0 counts the scored tokens of the whole
-    optimiser step, of which these B rows may be a part: the parts, scalars, then add up to the whole.
-    """
-    return -policy_chosen_logps.sum() / num_tokens

@@ -3,6 +3,7 @@
 READING_ORDER = (
     "calendar",
     "directory",
+    "loss_flags",
     "train_flags",
     "lengths",
     "resume",
