@@ -20,7 +20,8 @@ from dpo_min.data.rows import TokenizedPair
 from dpo_min.logprob import sequence_logprobs
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.run import distributed
-from dpo_min.run.train_flags import LOSS_NAMES, TrainFlags
+from dpo_min.run.loss_flags import LOSS_NAMES
+from dpo_min.run.train_flags import TrainFlags
 from dpo_min.system import launcher
 
 GOLDEN = Path(__file__).with_name("golden") / "losses.json"
@@ -70,8 +71,8 @@ def trajectory(directory, dtype="float64", kind=train.Stage, cached=True, **sett
     policy, reference = (
         GPT(SIZES, torch.Generator().manual_seed(seed)).to(getattr(torch, dtype)) for seed in (0, 1)
     )  # a reference of its own, so that the first loss is not log 2
-    stage = kind(config, policy, None if config.loss_type == "sft" else reference, Path(directory))
-    if cached and not stage.sft:
+    stage = kind(config, policy, reference if config.has_reference else None, Path(directory))
+    if cached and stage.reference:
         stage.store_reference(PAIRS, HELD_OUT, Path(directory) / "cache")
     stage.fit(PAIRS, HELD_OUT, "golden")
     lines = [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]

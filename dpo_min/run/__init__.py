@@ -17,6 +17,7 @@ READING_ORDER = (
     "optimizer",
     "checkpoint",
     "session",
+    "criterion",
     "stored_reference",
     "watch",
 )

@@ -2,7 +2,7 @@
 
 import torch
 
-from dpo_min.losses import Mixture
+from dpo_min.losses import Mixture, wpo_weights
 from dpo_min.run import distributed
 from dpo_min.run.log import Totals
 
@@ -15,8 +15,9 @@ class Criterion:
     """
 
     def __init__(self, flags):
-        self.mixture, self.beta, self.options = Mixture(flags.losses), flags.beta, flags.loss_options
-        self.reference, self.reduce = self.mixture.reference, self.mixture.reduce or flags.reduce
+        self.flags, self.mixture = flags, None if flags.loss_type == "sft" else Mixture(flags.losses)
+        self.needs = self.mixture.arguments if self.mixture else {}
+        self.reference, self.reduce = flags.has_reference, (self.mixture and self.mixture.reduce) or flags.reduce
         if isinstance(self.reduce, float) and flags.loss_tail is not None:
             self.reduce = flags.loss_tail
         self.seen, self.step = {"rewards": 0.0, "pairs": 0}, Totals()
@@ -26,25 +27,30 @@ class Criterion:
         """The mean reward of an answer so far."""
         return self.seen["rewards"] / (2 * self.seen["pairs"] or 1)
 
-    def value(self, a, b, policy_logps, pairs, batch):
-        """The loss of each pair, (B,); a, b and both of policy_logps (B,)."""
+    def value(self, a, b, policy_logps, pairs, batch, logps):
+        """The loss of each pair, (B,): a, b and the two of policy_logps are (B,); `logps` is the policy's `Logps`."""
         chosen_lengths, rejected_lengths = batch.lengths.to(a).chunk(2)
-        tokens = chosen_lengths if self.reduce == "mean" else 1
-        facts = {"policy_chosen_logps": policy_logps[0] * tokens, "shift": self.shift}
-        facts |= {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
-        if "offset" in self.mixture.arguments:
+        sums = policy_logps[0] * (chosen_lengths if self.reduce == "mean" else 1)
+        facts = {"policy_chosen_logps": sums, "chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
+        facts |= {"shift": self.shift}
+        if "offset" in self.needs:
             facts["offset"] = torch.tensor([pair.offset for pair in pairs]).to(a)
-        return self.mixture.value(a, b, self.beta, **self.options, **facts)
+        losses = self.mixture.value(a, b, self.flags.beta, **self.flags.loss_options, **facts)
+        if self.flags.wpo:
+            with torch.no_grad():
+                weights = wpo_weights(*logps(batch, "aligned").chunk(2))
+            losses = losses * weights
+        return losses
 
     def see(self, metrics):
-        """Take in the rewards of pairs that are being trained on; what is evaluated moves no shift."""
-        if "shift" in self.mixture.arguments and torch.is_grad_enabled():
+        """Take in the rewards of pairs that are trained on; those of held-out ones move no shift."""
+        if "shift" in self.needs and torch.is_grad_enabled():
             rewards = metrics["rewards/chosen"] + metrics["rewards/rejected"]
             self.step.add({"pairs": torch.ones_like(rewards)}, rewards.sum())
 
     def settle(self):
-        """The step is over: the next one has another shift, the same in all processes."""
-        if "shift" in self.mixture.arguments:
-            for name, total in distributed.sums(self.step.settle()).items():
-                self.seen["rewards" if name == "loss" else name] += total
+        """The step is over: the next one has another shift, the same in every process."""
+        if "shift" in self.needs:
+            sums = distributed.sums(self.step.settle())
+            self.seen = {"rewards": self.seen["rewards"] + sums["loss"], "pairs": self.seen["pairs"] + sums["pairs"]}
             self.step.clear()

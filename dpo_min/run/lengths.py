@@ -16,7 +16,7 @@ def resolve_lengths(flags):
     sizes = {}  # name → (token ids, positions) that the model knows
     if flags.init:
         sizes["policy"] = model_sizes(flags.init)
-        if flags.loss_type != "sft":
+        if flags.has_reference:
             sizes["reference"] = model_sizes(flags.reference or flags.init)
         tokenizer = load_tokenizer(flags.tokenizer or flags.init)
     else:
