@@ -20,20 +20,21 @@ from itertools import chain, islice
 import torch
 
 from dpo_min.data.batch import ahead, batch_logps, batches, pack
-from dpo_min.losses import LOSSES, sft_loss
+from dpo_min.losses import sft_loss
 from dpo_min.metrics import preference_metrics
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.weights import load_model, model_fingerprint
-from dpo_min.preference import margin
+from dpo_min.preference import log_ratios
 from dpo_min.run import distributed
 from dpo_min.run.calendar import Calendar, count_steps
 from dpo_min.run.checkpoint import load_checkpoint, save_checkpoint
+from dpo_min.run.criterion import Criterion
 from dpo_min.run.finite import check_losses, check_step, named_step
 from dpo_min.run.interrupt import Interrupt
 from dpo_min.run.log import Log, Totals
 from dpo_min.run.optimizer import make_optimizer, schedule
 from dpo_min.run.session import draw_curves, identity_of, note_reference, opened, save_model_directory
-from dpo_min.run.stored_reference import ReferenceLogps, follow
+from dpo_min.run.stored_reference import ReferenceLogps, follow, settings_of
 from dpo_min.run.train_flags import first_fit_flags
 from dpo_min.run.watch import Watch, sampled_kl
 from dpo_min.system.devices import choose_device, keep_heap
@@ -41,21 +42,21 @@ from dpo_min.system.program import guard, stop
 
 
 def build_models(flags, tokenizer):
-    """(policy, reference); the reference is None for sft, and where it has yet to be fitted."""
+    """(policy, reference); the reference is None where the loss has none, and where it has yet to be fitted."""
     if flags.init:
         policy = load_model(flags.init)
-        return policy, None if flags.loss_type == "sft" else load_model(flags.reference or flags.init)
+        return policy, load_model(flags.reference or flags.init) if flags.has_reference else None
     sizes = GPTConfig(tokenizer.vocab_size, flags.block_size, flags.n_layer, flags.n_head, flags.n_embd)
     return GPT(sizes, torch.Generator().manual_seed(flags.seed)), None
 
 
 class Stage:
-    """One fit of a policy. DPO is a stage, and so is the supervised fit (SFT) before it, which has no reference."""
+    """One fit of a policy. DPO is a stage, and so is the supervised fit (SFT) before it, which compares nothing."""
 
     def __init__(self, flags, policy, reference, directory):
-        """The reference is None for sft; metrics and checkpoints go to `directory`."""
+        """The reference is None where the loss has none; metrics and checkpoints go to `directory`."""
         self.flags, self.policy, self.reference, self.directory = flags, policy, reference, directory
-        self.sft, self.stored, self.kl = reference is None, None, None
+        self.sft, self.criterion, self.stored, self.kl = flags.loss_type == "sft", Criterion(flags), None, None
         self.taken, self.overflows = 0, 0  # steps so far, and those of them that float16's scaler skipped
         self.device, dtype = choose_device(flags.device, flags.dtype)
         self.autocast = torch.autocast(self.device, dtype, enabled=dtype != torch.float32)
@@ -72,23 +73,21 @@ class Stage:
 
     def store_reference(self, pairs, held_out, directory):
         """Score with the reference, once, every pair that this run will see, and let the model go."""
-        flags, total = self.flags, len(pairs) + len(held_out)
+        flags, size, reduce = self.flags, self.flags.micro_batch_size, self.criterion.reduce
         steps = islice(batches(pairs, flags.batch_size, flags.seed), min(count_steps(flags, pairs)))
-        size = flags.micro_batch_size
         groups = (group for step in chain(steps, [held_out]) for group, *_ in distributed.micro_batches(step, size))
-        names = ("batch_size", "micro_batch_size", "seed", "compile", "dtype")
-        key = {name: getattr(flags, name) for name in names} | {"device": self.device}
-        key |= {"weights": model_fingerprint(self.reference), "threads": torch.get_num_threads()}
-        self.stored = ReferenceLogps(directory, key)
-        self.stored.fill(self.reference, groups, self.device, self.autocast, total)
+        self.stored = ReferenceLogps(directory, settings_of(flags, self.reference, self.device, reduce))
+        self.stored.fill(self.reference, groups, self.device, self.autocast, len(pairs) + len(held_out), reduce)
         self.reference = None
 
     def reference_logps(self, pairs, batch, like):
-        """Log π_ref of both answers of every pair, (B,) twice: stored, or asked of the model now."""
+        """Log π_ref of both answers of every pair, (B,) twice: stored, or asked of the model now; 0 without one."""
+        if not self.criterion.reference:
+            return torch.zeros_like(like), torch.zeros_like(like)
         if self.stored:
-            return self.stored.look_up(pairs, like, self.flags.reduce)
+            return self.stored.look_up(pairs, like, self.criterion.reduce)
         with torch.no_grad():
-            return batch_logps(self.reference, batch, self.flags.reduce).chunk(2)
+            return batch_logps(self.reference, batch, self.criterion.reduce).chunk(2)
 
     def loss(self, pairs, batch, denominator):
         """The share of these pairs in the loss of a step, a scalar, and their metrics: name → (B,).
@@ -96,15 +95,14 @@ class Stage:
         `denominator` counts the pairs of the whole step (for sft its scored tokens), so that the shares
         of micro-batches of any sizes add up to the loss of the full batch.
         """
-        flags = self.flags
         if self.sft:
             logps = self.logps(batch)  # (B,)
             return sft_loss(logps, denominator), {"logps/chosen": logps.detach()}
-        policy_logps = self.logps(batch, flags.reduce).chunk(2)  # chosen and rejected, (B,) each
+        policy_logps = self.logps(batch, self.criterion.reduce).chunk(2)  # chosen and rejected, (B,) each
         reference_logps = self.reference_logps(pairs, batch, policy_logps[0])
-        h = margin(*policy_logps, *reference_logps)  # (B,)
-        losses = LOSSES[flags.loss_type].value(h, flags.beta, flags.label_smoothing)  # (B,)
-        return losses.sum() / denominator, preference_metrics(policy_logps, reference_logps, flags.beta)
+        a, b = log_ratios(*policy_logps, *reference_logps)  # (B,) each; a − b is the margin h
+        losses = self.criterion.value(a, b, policy_logps, pairs, batch, self.logps)  # (B,)
+        return losses.sum() / denominator, preference_metrics(policy_logps, reference_logps, self.flags.beta)
 
     def packed(self, pairs):
         """Yield this process's micro-batches of a step: (pairs, their batch, weight, the last?)."""
@@ -123,6 +121,7 @@ class Stage:
             losses.append((loss.detach(), ", ".join(pair.source for pair in micro)))
             if weight:
                 totals.add(metrics, loss * denominator)
+                self.criterion.see(metrics)
         totals.count(pairs, denominator, chosen_only=self.sft)
         return losses
 
@@ -134,6 +133,7 @@ class Stage:
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.flags.max_grad_norm)
         norm, overflow = check_step(norm, self.policy.parameters(), losses, pairs, self.scaler)
         self.overflows += overflow
+        self.criterion.settle()
         self.scaler.step(self.optimizer)  # does nothing where float16 overflowed
         self.scaler.update()
         return norm
@@ -165,6 +165,7 @@ class Stage:
         state = load_checkpoint(self.directory, self.parts()) if self.flags.resume else None
         state = state or {"step": 0, "best": math.inf, "totals": {}, "closing": [], "overflows": 0}
         self.taken, self.best, self.overflows = state["step"], state["best"], state["overflows"]
+        self.criterion.seen |= state.get("seen", {})
         if self.taken > steps:
             raise ValueError(f"--resume: the run has taken {self.taken} steps, more than the {steps} it is now to have")
         return Totals(state["totals"]), state["closing"]
@@ -199,7 +200,8 @@ class Stage:
                 if due.saves(self.taken) or stopping:
                     best = best if "eval" in closing else self.best
                     state = {"step": self.taken, "best": best, "totals": Totals(kept).settle(), "closing": closing}
-                    save_checkpoint(self.directory, self.parts(), state | {"overflows": self.overflows})
+                    state |= {"overflows": self.overflows, "seen": self.criterion.seen}
+                    save_checkpoint(self.directory, self.parts(), state)
                 if stopping:
                     return False
         return True
@@ -242,11 +244,12 @@ def train(job):
         with distributed.joined(choose_device(flags.device, flags.dtype)[0]):
             policy, reference = build_models(flags, job.tokenizer)
             with opened(flags, identity_of(job, policy, reference)):
-                if reference is None and flags.loss_type != "sft":
+                if not flags.init and flags.loss_type != "sft":
                     finished = first_fit(job, policy)
                     if finished:
                         policy, reference = load_model(flags.out / "reference"), load_model(flags.out / "reference")
                         note_reference(flags.out, model_fingerprint(reference))
+                        reference = reference if flags.has_reference else None
                 finished = finished and preference_fit(job, policy, reference)
     except ValueError as error:
         stop(error)

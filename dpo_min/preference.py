@@ -24,11 +24,10 @@ def log_bradley_terry(reward_chosen, reward_rejected):
     return F.logsigmoid(reward_chosen - reward_rejected)
 
 
-def margin(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps):
-    """The margin h = [log π(y_w) − log π_ref(y_w)] − [log π(y_l) − log π_ref(y_l)] (DPO, Eq. 7, inside σ, without β).
+def log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps):
+    """How much likelier each answer has become: a = log π(y_w) − log π_ref(y_w), and b, the same for y_l.
 
-    Args: four tensors of log-probabilities in nats, each (B,). Returns h, (B,).
-    The order of the subtractions matters: a policy equal to its reference gives exactly zero.
+    Args: four tensors of log-probabilities in nats, each (B,). Returns (a, b), each (B,).
 
     Raises:
         ValueError: the four are not all of one shape (B,).
@@ -37,6 +36,13 @@ def margin(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, r
     shapes = [tuple(x.shape) for x in logps]
     if len(set(shapes)) != 1 or policy_chosen_logps.dim() != 1:
         raise ValueError(f"margin: the four log-probabilities must share one shape (B,); got {shapes}")
-    chosen = policy_chosen_logps - reference_chosen_logps  # (B,) a: how much more likely y_w has become
-    rejected = policy_rejected_logps - reference_rejected_logps  # (B,) b: the same for y_l
-    return chosen - rejected
+    return policy_chosen_logps - reference_chosen_logps, policy_rejected_logps - reference_rejected_logps
+
+
+def margin(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps):
+    """The margin h = a − b (DPO, Eq. 7, inside σ, without β): (B,); arguments and errors as for `log_ratios`.
+
+    The order of the subtractions matters: a policy equal to its reference gives exactly zero.
+    """
+    a, b = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+    return a - b

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from dpo_min.exact import count_completions
 from dpo_min.gradient import gradient_weight
-from dpo_min.losses import LOSSES
+from dpo_min.margin_losses import MARGIN_LOSSES
 from dpo_min.objective import expectation, kl_divergence, log_partition, objective, optimal_policy
 
 SOLID = {"color": "black", "linestyle": "-", "linewidth": 1.6}
@@ -205,16 +205,16 @@ def draw_completions():
 
 
 def draw_losses():
-    """The seven `LOSSES`, value and slope, against x = βh at β = 1, where a slope by h is one by x as well.
+    """The seven `MARGIN_LOSSES`, value and slope, against x = βh at β = 1, where a slope by h is one by x as well.
 
     A dot marks a value that is least at a finite x, and says at which.
     """
-    names = list(LOSSES)
+    names = list(MARGIN_LOSSES)
     mosaic = [names[:4], [*names[4:], "key"]]
     figure, axes = panels("The seven losses of the margin, at β = 1", 5.2, mosaic)
     h = torch.linspace(-4, 6, 10001, dtype=torch.float64)
-    sigmoid = LOSSES["sigmoid"].value(h, beta=1)
-    for name, loss in LOSSES.items():
+    sigmoid = MARGIN_LOSSES["sigmoid"].value(h, beta=1)
+    for name, loss in MARGIN_LOSSES.items():
         axis, value = axes[name], loss.value(h, beta=1)
         axis.axhline(0, color="0.85", linewidth=0.8)
         axis.plot(h, sigmoid, label="sigmoid's value", color="0.65", linewidth=1)

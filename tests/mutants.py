@@ -1,6 +1,6 @@
 """Wrong versions of a source file, and whether the tests notice. The files themselves are never written to.
 
-    python tests/mutants.py                      every small change of the five files of the derivation
+    python tests/mutants.py                      every small change of the files of the derivation, losses included
     python tests/mutants.py losses gradient      of these files alone
     python tests/mutants.py --json < changes     the changes of test_mutants.py
 
@@ -26,8 +26,9 @@ import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = "objective", "preference", "losses", "gradient", "logprob"
-TESTS = {name: f"tests/test_{name}.py" for name in (*FILES, "exact")}
+FILES = "objective", "preference", "margin_losses", "ratio_losses", "losses", "gradient", "logprob"
+TESTS = {name: f"tests/test_{name.removeprefix('margin_')}.py" for name in (*FILES, "exact")}
+TESTS["losses"] = TESTS["ratio_losses"]
 SLOW = "numpy", "tiktoken", "torch", "torch.testing"  # imported once; never dpo_min, which each process has to itself
 LIMIT = 120  # seconds, after which SIGALRM ends a process
 SURVIVED, FAILED, BROKE = 0, 1, 2  # pytest's exit codes: all passed, a test failed, the tests could not run
@@ -41,7 +42,7 @@ TWO_AXES = "the tensor has two axes, of which 1 is the last"
 SYMMETRIC = "the function does not depend on the order of its arguments"
 FORWARD, BACKWARD = "logprob.TokenLogprobs.forward: ", "logprob.TokenLogprobs.backward: "
 EQUIVALENT = {
-    "losses: (h - 1 / (2 * beta)) ** 2 → (1 / (2 * beta) - h) ** 2": "a square has no sign, and rounding is symmetric",
+    "margin_losses: (h - 1 / (2 * beta)) ** 2 → (1 / (2 * beta) - h) ** 2": "a square has no sign",
     "logprob.sequence_logprobs: torch.promote_types(logits.dtype, torch.float32) → "
     "torch.promote_types(torch.float32, logits.dtype)": "promotion is symmetric",
     "logprob.sequence_logprobs: torch.where(scored, token_logps, 0.0).sum(dim=-1) → "
@@ -75,7 +76,7 @@ EQUIVALENT = {
 
 
 def source(stem):
-    """The file that a stem names, in the package or beside it."""
+    """The file that a stem names, in the package, as data/batch does, or beside it."""
     package = ROOT / "dpo_min" / f"{stem}.py"
     return package if package.exists() else ROOT / f"{stem}.py"
 
@@ -115,7 +116,7 @@ class FailedCalls:
 
 def pytest_on(stem, text, tests):
     """pytest's exit code for these tests where `text` stands in the place of the file; for a process of its own."""
-    module = f"dpo_min.{stem}" if source(stem).parent.name == "dpo_min" else stem
+    module = stem if source(stem).parent == ROOT else f"dpo_min.{stem.replace('/', '.')}"
     get_code = SourceFileLoader.get_code
 
     def changed(loader, name):

@@ -1,7 +1,10 @@
 """Ten steps of a fixed run whose losses are in the tree: `make golden` remakes them, after a change that is meant.
 
 However the same run is computed (micro-batches of any size, the prompt shared or not, the reference cached or live, one
-process or two), it is the same trajectory: to 1e-12 in float64, and to 1e-6 in float32, whose last bits are the CPU's.
+process or two), it is the same trajectory: to 1e-12 in float64. In float32 the last bits are the processor's, so that
+nothing is recorded of it: it follows the float64 record. A unit in the last place is 2⁻²⁴ = 6e-8 of a number; a pair's
+log-probabilities are sums of some 30 nats, of which a loss keeps the difference, and ten steps carry the error on. On
+the processors that were tried it stays below 1e-6 of the loss, and 1e-5 are allowed.
 """
 
 import json
@@ -20,12 +23,13 @@ from dpo_min.data.rows import TokenizedPair
 from dpo_min.logprob import sequence_logprobs
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.run import distributed
-from dpo_min.run.train_flags import LOSS_NAMES, TrainFlags
+from dpo_min.run.loss_flags import LOSS_NAMES
+from dpo_min.run.train_flags import TrainFlags
 from dpo_min.system import launcher
 
 GOLDEN = Path(__file__).with_name("golden") / "losses.json"
 STEPS, SIZES = 10, GPTConfig(vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=8)
-TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
+TOLERANCE = {"float32": {"rel": 1e-5, "abs": 1e-6}, "float64": {"rel": 1e-12, "abs": 1e-12}}
 LOSSES = ["sft", *LOSS_NAMES]
 
 
@@ -37,7 +41,7 @@ def draw_pairs(n, seed):
         length = torch.randint(1, most + 1, (), generator=generator)
         return torch.randint(0, 11, (length,), generator=generator).tolist()
 
-    return [TokenizedPair(ids(5), ids(9), ids(9)) for _ in range(n)]
+    return [TokenizedPair(ids(5), ids(9), ids(9), offset=i / n) for i in range(n)]
 
 
 PAIRS, HELD_OUT = draw_pairs(25, 0), draw_pairs(7, 1)  # five steps an epoch, the last of one pair
@@ -47,8 +51,8 @@ class Padded(train.Stage):
     """A stage that spells its log-probabilities out: each answer a row of its own, the prompt in both."""
 
     def loss(self, pairs, batch, denominator):
-        self.logps = self.spelt_out
-        return super().loss(pairs, pairs, denominator)
+        self.logps = lambda batch, reduce="sum": self.spelt_out(pairs, reduce)
+        return super().loss(pairs, batch, denominator)
 
     def spelt_out(self, pairs, reduce="sum"):
         sides = [[pair.chosen_ids for pair in pairs], [pair.rejected_ids for pair in pairs]][: 2 - self.sft]
@@ -70,8 +74,8 @@ def trajectory(directory, dtype="float64", kind=train.Stage, cached=True, **sett
     policy, reference = (
         GPT(SIZES, torch.Generator().manual_seed(seed)).to(getattr(torch, dtype)) for seed in (0, 1)
     )  # a reference of its own, so that the first loss is not log 2
-    stage = kind(config, policy, None if config.loss_type == "sft" else reference, Path(directory))
-    if cached and not stage.sft:
+    stage = kind(config, policy, reference if config.has_reference else None, Path(directory))
+    if cached and stage.reference:
         stage.store_reference(PAIRS, HELD_OUT, Path(directory) / "cache")
     stage.fit(PAIRS, HELD_OUT, "golden")
     lines = [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
@@ -87,9 +91,9 @@ def golden():
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_ten_steps_have_the_losses_they_always_had(tmp_path, golden, dtype, loss_type):
     """Kills: any change of model, loss, order, schedule, optimizer or decay, however small."""
-    recorded = golden[loss_type][dtype]
+    recorded = golden[loss_type]
     assert len(recorded) == STEPS + 4 and recorded[0] != recorded[-1]
-    assert trajectory(tmp_path, dtype, loss_type=loss_type) == pytest.approx(recorded, rel=0, abs=TOLERANCE[dtype])
+    assert trajectory(tmp_path, dtype, loss_type=loss_type) == pytest.approx(recorded, **TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -101,9 +105,7 @@ def test_ten_steps_have_the_losses_they_always_had(tmp_path, golden, dtype, loss
 )  # fmt: skip
 def test_however_it_is_computed_it_is_the_same_trajectory(tmp_path, golden, variant, dtype):
     """Kills: a mean of means; a shared prompt that leaks; a cache that is not what the reference says."""
-    assert trajectory(tmp_path, dtype, **variant) == pytest.approx(
-        golden["sigmoid"][dtype], rel=0, abs=TOLERANCE[dtype]
-    )
+    assert trajectory(tmp_path, dtype, **variant) == pytest.approx(golden["sigmoid"], **TOLERANCE[dtype])
 
 
 def test_two_processes_have_the_same_trajectory(tmp_path, golden):
@@ -111,7 +113,7 @@ def test_two_processes_have_the_same_trajectory(tmp_path, golden):
     shown = subprocess.run(command, cwd=Path(train.__file__).parent, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr[-2000:]
     found = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert found == pytest.approx(golden["sigmoid"]["float64"], rel=0, abs=TOLERANCE["float64"])
+    assert found == pytest.approx(golden["sigmoid"], **TOLERANCE["float64"])
 
 
 if __name__ == "__main__":
@@ -122,10 +124,7 @@ if __name__ == "__main__":
             trajectory(sys.argv[1])
     else:
         with tempfile.TemporaryDirectory() as name:
-            found = {
-                loss: {dtype: trajectory(Path(name) / loss / dtype, dtype, loss_type=loss) for dtype in TOLERANCE}
-                for loss in LOSSES
-            }
+            found = {loss: trajectory(Path(name) / loss, loss_type=loss) for loss in LOSSES}
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(f"written: {GOLDEN}")

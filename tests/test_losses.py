@@ -9,7 +9,8 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from dpo_min.losses import LOSSES, sft_loss
+from dpo_min.losses import sft_loss
+from dpo_min.margin_losses import MARGIN_LOSSES as LOSSES
 
 LOG_2 = math.log(2)
 X = st.floats(-1e4, 1e4)

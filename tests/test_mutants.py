@@ -1,6 +1,6 @@
 """Plausible mistakes, each with the test that catches it: on the file with that mistake in it, that test fails.
 
-`make mutants` tries every small change of the five files of the derivation; these are the mistakes that people make.
+`make mutants` tries every small change of the files of the derivation; these are the mistakes that people make.
 """
 
 import json
@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 OBJECTIVE, PREFERENCE = "tests/test_objective.py::test_", "tests/test_preference.py::test_"
-LOSSES, GRADIENT = "tests/test_losses.py::test_", "tests/test_gradient.py::test_"
+LOSSES, RATIOS = "tests/test_losses.py::test_", "tests/test_ratio_losses.py::test_"
+GRADIENT = "tests/test_gradient.py::test_"
 LOGPROB, EXACT = "tests/test_logprob.py::test_", "tests/test_exact.py::test_"
 PACKING, REFERENCE = "tests/data/test_batch.py::test_", "tests/run/test_stored_reference.py::test_"
 METRICS = "tests/test_metrics.py::test_"
@@ -113,8 +114,8 @@ MUTANTS = {
         "bradley_terry(reward_chosen, reward_rejected).log()",
         PREFERENCE + "the_log_form_keeps_what_the_probability_loses",
     ),
-    "the margin is a sum": ("preference", "chosen - rejected\n", "chosen + rejected\n", MARGIN_BY_HAND),
-    "the margin of rejected over chosen": ("preference", "chosen - rejected\n", "rejected - chosen\n", MARGIN_BY_HAND),
+    "the margin is a sum": ("preference", "return a - b\n", "return a + b\n", MARGIN_BY_HAND),
+    "the margin of rejected over chosen": ("preference", "return a - b\n", "return b - a\n", MARGIN_BY_HAND),
     "the references swapped": (
         "preference",
         "policy_chosen_logps - reference_chosen_logps",
@@ -129,94 +130,114 @@ MUTANTS = {
     ),
     "the margin in another order": (
         "preference",
-        "return chosen - rejected\n",
+        "return a - b\n",
         "return policy_chosen_logps - policy_rejected_logps - reference_chosen_logps + reference_rejected_logps\n",
         PREFERENCE + "a_policy_equal_to_its_reference_has_margin_exactly_zero",
     ),
     # Losses and slopes
     "the loss with the wrong sign": (
-        "losses",
+        "margin_losses",
         "_: -logsigmoid(beta * h)",
         "_: logsigmoid(beta * h)",
         FORMULA + "[sigmoid]",
     ),
     "βh with its sign changed, which is the loss of the rejected answer": (
-        "losses",
+        "margin_losses",
         "_: -logsigmoid(beta * h)",
         "_: -logsigmoid(-beta * h)",
         FORMULA + "[sigmoid]",
     ),
-    "the loss without β": ("losses", "_: -logsigmoid(beta * h)", "_: -logsigmoid(h)", FORMULA + "[sigmoid]"),
-    "the loss with β²": ("losses", "_: -logsigmoid(beta * h)", "_: -logsigmoid(beta**2 * h)", FORMULA + "[sigmoid]"),
+    "the loss without β": ("margin_losses", "_: -logsigmoid(beta * h)", "_: -logsigmoid(h)", FORMULA + "[sigmoid]"),
+    "the loss with β²": (
+        "margin_losses",
+        "_: -logsigmoid(beta * h)",
+        "_: -logsigmoid(beta**2 * h)",
+        FORMULA + "[sigmoid]",
+    ),
     "−log σ spelled out": (
-        "losses",
+        "margin_losses",
         "_: -logsigmoid(beta * h)",
         "_: -sigmoid(beta * h).log()",
         FAR_OUT + "[dtype0-sigmoid]",
     ),
     "−σ for −log σ": (
-        "losses",
+        "margin_losses",
         "_: -logsigmoid(beta * h)",
         "_: -sigmoid(beta * h)",
         LOSSES + "dpo_is_minus_log_sigma_and_not_minus_sigma",
     ),
     "the slope with the wrong sign": (
-        "losses",
+        "margin_losses",
         "_: -beta * sigmoid(-beta * h)",
         "_: beta * sigmoid(-beta * h)",
         SLOPE + "[sigmoid]",
     ),
     "the slope of a pair that is right": (
-        "losses",
+        "margin_losses",
         "_: -beta * sigmoid(-beta * h)",
         "_: -beta * sigmoid(beta * h)",
         SLOPE + "[sigmoid]",
     ),
-    "the slope without β": ("losses", "_: -beta * sigmoid(-beta * h)", "_: -sigmoid(-beta * h)", SLOPE + "[sigmoid]"),
+    "the slope without β": (
+        "margin_losses",
+        "_: -beta * sigmoid(-beta * h)",
+        "_: -sigmoid(-beta * h)",
+        SLOPE + "[sigmoid]",
+    ),
     "the slope with β²": (
-        "losses",
+        "margin_losses",
         "_: -beta * sigmoid(-beta * h)",
         "_: -(beta**2) * sigmoid(-beta * h)",
         SLOPE + "[sigmoid]",
     ),
     "cDPO with ε on the wrong side": (
-        "losses",
+        "margin_losses",
         "-(1 - e) * logsigmoid(beta * h) - e * logsigmoid(-beta * h)",
         "-e * logsigmoid(beta * h) - (1 - e) * logsigmoid(-beta * h)",
         LOSSES + "cdpo_is_the_mean_of_the_dpo_loss_over_flips_of_the_label",
     ),
     "robust with ε on the wrong side": (
-        "losses",
+        "margin_losses",
         "(e * logsigmoid(-beta * h) - (1 - e) * logsigmoid(beta * h))",
         "((1 - e) * logsigmoid(-beta * h) - e * logsigmoid(beta * h))",
         LOSSES + "the_mean_of_robust_over_flips_of_the_label_is_the_dpo_loss",
     ),
     "robust without 1 − 2ε": (
-        "losses",
+        "margin_losses",
         "logsigmoid(beta * h)) / (1 - 2 * e)",
         "logsigmoid(beta * h))",
         FORMULA + "[robust]",
     ),
     "robust's slope without 1 − 2ε": (
-        "losses",
+        "margin_losses",
         "e * sigmoid(beta * h)) / (1 - 2 * e)",
         "e * sigmoid(beta * h))",
         SLOPE + "[robust]",
     ),
-    "IPO aims at 1/β": ("losses", "_: (h - 1 / (2 * beta)) ** 2", "_: (h - 1 / beta) ** 2", FORMULA + "[ipo]"),
-    "IPO's slope aims at 1/β": ("losses", "_: 2 * (h - 1 / (2 * beta))", "_: 2 * (h - 1 / beta)", SLOPE + "[ipo]"),
-    "the hinge on the wrong side": ("losses", "(beta * h < 1)", "(beta * h > 1)", SLOPE + "[hinge]"),
-    "the hinge at 0": ("losses", "(1 - beta * h).relu()", "(-beta * h).relu()", FORMULA + "[hinge]"),
-    "EXO's slope with its odds upside down": ("losses", "log((1 - e) / e)", "log(e / (1 - e))", SLOPE + "[exo_pair]"),
+    "IPO aims at 1/β": ("margin_losses", "_: (h - 1 / (2 * beta)) ** 2", "_: (h - 1 / beta) ** 2", FORMULA + "[ipo]"),
+    "IPO's slope aims at 1/β": (
+        "margin_losses",
+        "_: 2 * (h - 1 / (2 * beta))",
+        "_: 2 * (h - 1 / beta)",
+        SLOPE + "[ipo]",
+    ),
+    "the hinge on the wrong side": ("margin_losses", "(beta * h < 1)", "(beta * h > 1)", SLOPE + "[hinge]"),
+    "the hinge at 0": ("margin_losses", "(1 - beta * h).relu()", "(-beta * h).relu()", FORMULA + "[hinge]"),
+    "EXO's slope with its odds upside down": (
+        "margin_losses",
+        "log((1 - e) / e)",
+        "log(e / (1 - e))",
+        SLOPE + "[exo_pair]",
+    ),
     "EXO with ε on the wrong side": (
-        "losses",
+        "margin_losses",
         "right.exp() * (right - log(1 - e)) + wrong.exp() * (wrong - log(e))",
         "right.exp() * (right - log(e)) + wrong.exp() * (wrong - log(1 - e))",
         FORMULA + "[exo_pair]",
     ),
-    "DiscoPOP with another τ": ("losses", "TAU = 0.05", "TAU = 0.5", FORMULA + "[discopop]"),
+    "DiscoPOP with another τ": ("margin_losses", "TAU = 0.05", "TAU = 0.5", FORMULA + "[discopop]"),
     "DiscoPOP with m · e^{−x} as a product": (
-        "losses",
+        "margin_losses",
         "* logsigmoid(x) + (logsigmoid(x / TAU) - x).exp()",
         "* logsigmoid(x) + sigmoid(x / TAU) * (-x).exp()",
         FAR_OUT + "[dtype0-discopop]",
@@ -226,6 +247,61 @@ MUTANTS = {
         "-policy_chosen_logps.sum() / num_tokens",
         "-policy_chosen_logps.mean()",
         LOSSES + "sft_is_the_mean_per_token_and_parts_of_a_step_add_up",
+    ),
+    # Losses of both log-ratios: what public trainers had wrong, and what is easily wrong
+    "APO-down of raw and transformed scores": (
+        "ratio_losses",
+        "sigmoid(beta * a) - sigmoid(beta * (a - b)),",
+        "sigmoid(beta * a) - sigmoid(beta * a - b),",
+        RATIOS + "the_value_is_the_papers_formula[apo_down]",
+    ),
+    "RPO's α on DPO's term": (
+        "ratio_losses",
+        "-logsigmoid(beta * (a - b)) - alpha * policy_chosen_logps / chosen_lengths",
+        "-alpha * logsigmoid(beta * (a - b)) - policy_chosen_logps / chosen_lengths",
+        RATIOS + "the_value_is_the_papers_formula[rpo]",
+    ),
+    "whatever is asked for, DPO": (
+        "losses",
+        "else LOSSES[name], weight)",
+        'else LOSSES["sigmoid"], weight)',
+        RATIOS + "a_mix_of_one_row_is_that_row_to_the_bit[nca]",
+    ),
+    "DPO-Positive's penalty where a is above 0": (
+        "ratio_losses",
+        "-logsigmoid(beta * (a - b - penalty * (-a).relu())),",
+        "-logsigmoid(beta * (a - b - penalty * a.relu())),",
+        RATIOS + "the_value_is_the_papers_formula[dpop]",
+    ),
+    "R-DPO's term with its sign turned": (
+        "ratio_losses",
+        "-logsigmoid(beta * (a - b) + alpha * (chosen_lengths - rejected_lengths))",
+        "-logsigmoid(beta * (a - b) - alpha * (chosen_lengths - rejected_lengths))",
+        RATIOS + "the_value_is_the_papers_formula[r-dpo]",
+    ),
+    "ORPO's odds as probabilities": (
+        "ratio_losses",
+        "return a - (-expm1(a)).log()",
+        "return a",
+        RATIOS + "orpos_odds_are_p_over_1_minus_p",
+    ),
+    "an exponential that overflows": (
+        "ratio_losses",
+        "return -(expm1(t.clamp(max=STEEPEST)) + exp(STEEPEST) * (t - STEEPEST).relu()) / alpha",
+        "return -expm1(t) / alpha",
+        RATIOS + "value_and_slopes_are_finite_and_equal_to_float64_far_out[1.0-dtype0-forward_kl]",
+    ),
+    "the mean of a batch inside a loss": (
+        "ratio_losses",
+        "beta, shift: -logsigmoid(beta * a - shift)",
+        "beta, shift: -logsigmoid(beta * (a - a.mean()) - shift)",
+        RATIOS + "no_pair_sees_another[bco]",
+    ),
+    "WPO's weights trained": (
+        "losses",
+        "(chosen + rejected).detach().exp()",
+        "(chosen + rejected).exp()",
+        RATIOS + "wpos_weight_is_the_product_of_both_sides_and_has_no_gradient",
     ),
     # The gradient in closed form
     "the weight of a pair that is right": (
@@ -284,32 +360,37 @@ MUTANTS = {
         LOGPROB + "the_mean_is_the_sum_over_the_number_of_scored_tokens",
     ),
     # What is scored
-    "end-of-text unscored": ("packing", "targets[side].extend(ids)", "targets[side].extend(ids[:-1] or ids)", PACKED),
-    "the first token unscored": ("packing", "(x - 1, *range(first,", "(x, *range(first,", PACKED),
+    "end-of-text unscored": (
+        "data/batch",
+        "targets[side].extend(ids)",
+        "targets[side].extend(ids[:-1] or ids)",
+        PACKED,
+    ),
+    "the first token unscored": ("data/batch", "(x - 1, *range(first,", "(x, *range(first,", PACKED),
     "predicted by the token itself": (
-        "packing",
+        "data/batch",
         "(x - 1, *range(first, first",
         "(first, *range(first + 1, first",
         PACKED,
     ),
     "the rejected answer predicted by the chosen one": (
-        "packing",
+        "data/batch",
         "for place in (x - 1,",
         "for place in (first - 1,",
         PACKED,
     ),
-    "the answers see each other": ("packing", "(query == key) | (key == PROMPT)", "(query >= key)", PACKED),
-    "the prompt unseen": ("packing", "(query == key) | (key == PROMPT)", "(query == key)", PACKED),
-    "positions that run on": ("packing", "torch.arange(x, x + end - c)", "torch.arange(c, end)", PACKED),
+    "the answers see each other": ("data/batch", "(query == key) | (key == PROMPT)", "(query >= key)", PACKED),
+    "the prompt unseen": ("data/batch", "(query == key) | (key == PROMPT)", "(query == key)", PACKED),
+    "positions that run on": ("data/batch", "torch.arange(x, x + end - c)", "torch.arange(c, end)", PACKED),
     "the mean over all tokens of the batch": (
-        "packing",
-        "total / batch.lengths",
-        "total / batch.lengths.sum()",
+        "data/batch",
+        "total / lengths",
+        "total / lengths.sum()",
         PACKED,
     ),
-    "rejected first": ("packing", "for a, b in (predictors", "for b, a in (predictors", PACKED),
+    "rejected first": ("data/batch", "for a, b in (predictors", "for b, a in (predictors", PACKED),
     "the last pairs of an epoch dropped": (
-        "packing",
+        "data/batch",
         "for step in [*steps, sorted(",
         "for step in [*steps, [] and sorted(",
         PACKING + "each_epoch_takes_each_pair_once_and_ends_with_what_is_left",
@@ -322,7 +403,7 @@ MUTANTS = {
     "the normaliser forgotten": ("logprob", "return z_target - log_sum", "return z_target", FUSED),
     # The stored reference
     "a pair told by its prompt alone": (
-        "reference",
+        "run/stored_reference",
         "*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids]",
         "*pair.prompt_ids]",
         REFERENCE + "two_pairs_share_a_number_where_all_their_ids_are_equal",
@@ -360,25 +441,25 @@ MUTANTS = {
     ),
     # The model, its draws and its figures
     "attention sees the future": (
-        "attention",
+        "model/attention",
         "is_causal=mask is None",
         "is_causal=False",
         GPT + "attention_is_the_softmax_loop",
     ),
     "the temperature multiplies": (
-        "sampling",
+        "decode/sampling",
         "logits / max(temperature, 1e-30)",
         "logits * max(temperature, 1e-30)",
         SAMPLING + "temperature_divides_the_logits",
     ),
     "a nucleus of one token more": (
-        "sampling",
+        "decode/sampling",
         "(before < p)",
         "(before <= p)",
         SAMPLING + "top_p_of_four_equal_tokens",
     ),
     "the first draw from the padding": (
-        "generate",
+        "decode/generate",
         "lengths - 1]",
         "-1]",
         GENERATE + "decode_steps_after_a_prefill_are_the_full_forward",
@@ -398,8 +479,8 @@ MUTANTS = {
     # The step
     "the reference trained too": (
         "train",
-        "with torch.no_grad():\n                reference_logps",
-        "with torch.enable_grad():\n                self.reference.requires_grad_()\n                reference_logps",
+        "with torch.no_grad():\n            return batch_logps",
+        "with torch.enable_grad():\n            self.reference.requires_grad_()\n            return batch_logps",
         MOVES,
     ),
     "the policy as its own reference": (
@@ -410,8 +491,8 @@ MUTANTS = {
     ),
     "the optimiser given the reference": (
         "train",
-        "make_optimizer(config.optimizer, policy",
-        "make_optimizer(config.optimizer, reference or policy",
+        "make_optimizer(flags.optimizer, policy",
+        "make_optimizer(flags.optimizer, reference or policy",
         MOVES,
     ),
     "micro-batches each divided by their own size": (
@@ -430,7 +511,7 @@ MUTANTS = {
 
 
 CHANGES = {name: (stem, old, new, [test]) for name, (stem, old, new, test) in MUTANTS.items()}
-CHANGES[""] = ("losses", "TAU = 0.05", "TAU = 0.05", sorted({test for *_, test in MUTANTS.values()}))
+CHANGES[""] = ("margin_losses", "TAU = 0.05", "TAU = 0.05", sorted({test for *_, test in MUTANTS.values()}))
 started = []  # the process that tries CHANGES, if conftest.py has begun with it before the first test
 
 
@@ -480,14 +561,19 @@ def test_a_change_that_changes_nothing_survives_all_of_these_tests(results):
 def test_only_the_failure_of_the_named_test_on_the_changed_file_is_a_catch():
     """Kills: a mutant that counts as caught since its text has moved, it is no Python, or its test cannot run."""
     changes = [
-        ("losses", "TAU = 0.06", "TAU = 0.5", ["tests/test_losses.py"]),
-        ("losses", "logsigmoid", "sigmoid", ["tests/test_losses.py"]),
-        ("losses", "TAU = 0.05", "TAU = ", ["tests/test_losses.py"]),
-        ("losses", "TAU = 0.05", "TAU = 0.5", ["tests/test_losses.py::test_that_is_not_there"]),
-        ("losses", "TAU = 0.05", "TAU = unknown", [FORMULA]),  # the import fails
-        ("train", "    finished = True\n    if", "    finished = unknown\n    if", [MOVES]),  # a fixture fails
+        ("margin_losses", "TAU = 0.06", "TAU = 0.5", ["tests/test_losses.py"]),
+        ("margin_losses", "logsigmoid", "sigmoid", ["tests/test_losses.py"]),
+        ("margin_losses", "TAU = 0.05", "TAU = ", ["tests/test_losses.py"]),
+        ("margin_losses", "TAU = 0.05", "TAU = 0.5", ["tests/test_losses.py::test_that_is_not_there"]),
+        ("margin_losses", "TAU = 0.05", "TAU = unknown", [FORMULA]),  # the import fails
+        (
+            "train",
+            "flags, finished = job.flags, True",
+            "flags, finished = job.flags, unknown",
+            [MOVES],
+        ),  # a fixture fails
     ]
     (absent, reason), *others = results_of(start(changes, os.cpu_count()))
     assert absent is None
-    assert reason == "losses.py: the text to replace must stand there once, found 0 times: TAU = 0.06"
+    assert reason == "margin_losses.py: the text to replace must stand there once, found 0 times: TAU = 0.06"
     assert [code for code, _ in others] == [None, None, 4, 4, 2]  # 4: nothing was run; 2: nothing was called

@@ -26,8 +26,9 @@ from dpo_min.model.weights import load_model
 from dpo_min.preference import margin
 from dpo_min.run import checkpoint, log
 from dpo_min.run.job import prepare
+from dpo_min.run.loss_flags import LOSS_NAMES, SMOOTHED
 from dpo_min.run.optimizer import schedule
-from dpo_min.run.train_flags import LOSS_NAMES, SMOOTHED, TrainFlags
+from dpo_min.run.train_flags import TrainFlags
 from dpo_min.system import program
 
 ROOT = Path(train.__file__).parent

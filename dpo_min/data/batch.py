@@ -75,23 +75,38 @@ def pack(pairs, chosen_only=False):
     return Batch(tokens, positions, None if chosen_only else segments, *flat, torch.tensor(lengths))
 
 
-def batch_token_logps(model, batch):
+# log Σ_v π(v)²
+def log_collisions(hidden, head, rows=64):
+    """Log-probability that two tokens drawn alike are equal, (S,) for hidden (S, C), some rows of logits at a time."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return torch.cat([(2 * (x @ head.T).to(dtype).log_softmax(-1)).logsumexp(-1) for x in hidden.split(rows)])
+
+
+def batch_token_logps(model, batch, aligned=False):
     """Log-probabilities of the scored tokens, (T,) for every completion: chosen, then rejected. The whole path.
 
-    Only scored positions meet the vocabulary.
+    Only scored positions meet the vocabulary. `aligned` ones are less log Σ_v π(v)², WPO's mean of what is drawn.
     """
     hidden = model(batch.tokens, batch.positions, batch.mask)  # (B, T, C)
-    logps = token_logprobs(hidden.flatten(0, 1)[batch.predictors], model.head_weight, batch.targets)  # (S,)
+    hidden = hidden.flatten(0, 1)[batch.predictors]  # (S, C)
+    logps = token_logprobs(hidden, model.head_weight, batch.targets)  # (S,)
+    if aligned:
+        logps = logps - log_collisions(hidden, model.head_weight)
     return logps.split(batch.lengths.tolist())
 
 
 def batch_logps(model, batch, reduce="sum"):
-    """Log π(y|x) of every completion, (2B,): chosen, then rejected; or (B,). "mean" is per token.
+    """Log π(y|x) of every completion, (2B,): chosen, then rejected; or (B,).
 
-    Equal to `sequence_logprobs` of padded rows.
+    "sum" and "mean" are `sequence_logprobs`'s on padded rows. "aligned" is the mean of WPO's aligned tokens. A number
+    is LD-DPO's α (arXiv:2409.06411): tokens past the length of the pair's shorter completion count that much.
     """
-    total = torch.stack([part.sum() for part in batch_token_logps(model, batch)])  # (2B,)
-    return total / batch.lengths.to(total.device) if reduce == "mean" else total
+    parts, lengths = batch_token_logps(model, batch, reduce == "aligned"), batch.lengths
+    if isinstance(reduce, float):
+        shared = torch.minimum(*lengths.chunk(2)).repeat(2).tolist()  # tokens that both answers have
+        parts = [torch.cat([part[:n], reduce * part[n:]]) for part, n in zip(parts, shared, strict=True)]
+    total = torch.stack([part.sum() for part in parts])  # (2B,)
+    return total / lengths.to(total.device) if reduce in ("mean", "aligned") else total
 
 
 def batches(pairs, batch_size, seed):

@@ -44,6 +44,7 @@ class TokenizedPair:
     chosen_ids: list[int]
     rejected_ids: list[int]
     source: str = ""
+    offset: float = 0.0  # ODPO's Δ, in log-odds: by how much y_w was judged better
 
     @property
     def num_tokens(self):

@@ -3,6 +3,7 @@
 READING_ORDER = (
     "calendar",
     "directory",
+    "loss_flags",
     "train_flags",
     "lengths",
     "resume",
@@ -16,6 +17,7 @@ READING_ORDER = (
     "optimizer",
     "checkpoint",
     "session",
+    "criterion",
     "stored_reference",
     "watch",
 )

@@ -17,7 +17,7 @@ def resolve_lengths(flags):
     configs = {}  # of the models
     if flags.init:
         configs["policy"] = load_config(flags.init)
-        if flags.loss_type != "sft":
+        if flags.has_reference:
             configs["reference"] = load_config(flags.reference or flags.init)
         tokenizer = load_tokenizer(flags.tokenizer or flags.init)
     else:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dpo_min.data.batch import batch_logps, pack
+from dpo_min.model.weights import model_fingerprint
 from dpo_min.run import distributed
 from dpo_min.system.files import write_atomically
 from dpo_min.system.progress import Progress
@@ -71,20 +72,22 @@ class ReferenceLogps:
         return places, self.digests[places] == wanted if len(self.digests) else np.zeros(len(wanted), bool)
 
     @torch.no_grad()
-    def fill(self, model, groups, device, autocast, total=0):
+    def fill(self, model, groups, device, autocast, total=0, reduce="sum"):
         """Score every group of pairs of which one is missing, a forward each, and write the file.
 
-        Args: groups, lists of pairs, read one at a time; total, the number of pairs in them, for the progress.
+        Args: groups, lists of pairs, read one at a time; total, the number of pairs in them, for the progress; reduce,
+            a weight of tokens as `batch_logps` takes it, or a word: a mean is made of the sums where it is looked up.
 
         With several processes each brings groups of its own, and all end with the numbers of all.
         """
+        weight = reduce if isinstance(reduce, float) else "sum"
         digests, logps, done = bytearray(), array("d"), 0  # of what is new: 64 bytes a pair
         with Progress("reference", total, "pairs") as progress:
             for group in groups:
                 alone, together = group_digests(group)
                 if not self.find(together)[1].all():
                     with autocast:
-                        found = batch_logps(model, pack(group).to(device)).double().view(2, -1).T  # (B, 2)
+                        found = batch_logps(model, pack(group).to(device), weight).double().view(2, -1).T  # (B, 2)
                     digests += b"".join(alone + together)
                     logps.extend(found.repeat(2, 1).flatten().tolist())
                 done += len(group)
@@ -110,6 +113,14 @@ class ReferenceLogps:
         if reduce == "mean":
             sums /= torch.tensor([(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs])
         return sums.to(like.device).unbind(dim=1)
+
+
+def settings_of(flags, reference, device, reduce):
+    """What the numbers of a reference depend on, besides the pairs."""
+    names = ("batch_size", "micro_batch_size", "seed", "compile", "dtype")
+    settings = {name: getattr(flags, name) for name in names} | {"device": device}
+    settings |= {"weights": model_fingerprint(reference), "threads": torch.get_num_threads()}
+    return settings | ({"reduce": reduce} if isinstance(reduce, float) else {})
 
 
 @torch.no_grad()

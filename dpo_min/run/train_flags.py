@@ -1,11 +1,10 @@
 """Every flag of train.py: its default, when to change it, and beside which others it would have no effect."""
 
-import ast
-from dataclasses import MISSING, dataclass, replace
-from importlib.util import find_spec
+from dataclasses import MISSING, dataclass, make_dataclass, replace
 from pathlib import Path
 
 from dpo_min.run.directory import check_out
+from dpo_min.run.loss_flags import LOSS, PARAMETERS, ROWS, SMOOTHED, loss_weights, parameter_flags
 from dpo_min.system.flags import (
     COUNT,
     FRACTION,
@@ -24,16 +23,6 @@ from dpo_min.system.flags import (
 )
 from dpo_min.system.launcher import processes
 
-
-def loss_rows():
-    """Name → the keywords of each row of `losses.LOSSES`, read from its text: to import it would load PyTorch."""
-    tree = ast.parse(Path(find_spec("dpo_min.losses").origin).read_text(encoding="utf-8"))
-    (table,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "LOSSES")
-    return {key.value: {k.arg for k in row.keywords} for key, row in zip(table.keys, table.values, strict=True)}
-
-
-LOSS_NAMES = [*loss_rows()]
-SMOOTHED = [name for name, keywords in loss_rows().items() if "smoothing" in keywords]  # those with an ε
 SFT_LEARNING_RATE = 2e-3  # of a small GPT from scratch
 
 
@@ -52,9 +41,10 @@ class TrainFlags:
     reference_alpha: float = flag(0.6, "length of that step; 1 makes it the policy", PROBABILITY)
     tokenizer: str | None = flag(None, "bytes, gpt2 or a directory; default: --init's own, bytes without --init")
     out: Path | None = flag(None, "run directory; default: runs/ and the name of the data")
-    loss_type: str = flag("sigmoid", "losses.py says when to use which; sft imitates", [*LOSS_NAMES, "sft"])
+    loss_type: str = flag("sigmoid", f"{LOSS.words}; docs/losses.md says when to use which, sft imitates", LOSS)
     beta: float = flag(0.1, "lower: follow the preferences further from the reference; higher: stay", POSITIVE)
     label_smoothing: float | None = flag(None, "rate of wrong labels to allow for; default: 0.1", NOISE_RATE)
+    wpo: bool = flag(False, "weigh each pair by how like the policy's own writing it is, as WPO does")
     reduce: str = flag("sum", "mean: score a completion by its mean token, blind to length", ["sum", "mean"])
     epochs: float = flag(1.0, "passes over the data", POSITIVE)
     max_steps: int | None = flag(None, "optimiser steps, instead of --epochs", COUNT)
@@ -90,17 +80,51 @@ class TrainFlags:
         """Where the data's pairs are kept, beside the run: the next run on the same data finds them there."""
         return self.out.parent / "cache"
 
+    @property
+    def losses(self):
+        """Name → weight of the losses that are added up."""
+        return loss_weights(self.loss_type)
+
+    @property
+    def has_reference(self):
+        """Whether the loss compares the policy with a reference."""
+        return any(ROWS[name].reference for name in self.losses if name != "sft")
+
+    @property
+    def loss_options(self):
+        """Name → value of those parameters of the loss that were given."""
+        names = {name: f"loss_{name}" for name in PARAMETERS if name != "tail"} | {"label_smoothing": "label_smoothing"}
+        return {name: value for name, field in names.items() if (value := getattr(self, field)) is not None}
+
+
+TrainFlags = make_dataclass("TrainFlags", parameter_flags(), bases=(TrainFlags,))
+
+
+def lacks(losses):
+    """A test of flags: whether none of these losses is trained with."""
+    return lambda c: c.losses.keys().isdisjoint(losses)
+
 
 # (when, the flags that then have no effect, why): giving one of them is an error.
 WITHOUT_EFFECT = (
     (
         lambda c: c.loss_type == "sft",
-        "beta label_smoothing reduce reference reference_refresh max_kl",
+        "beta label_smoothing reduce reference reference_refresh max_kl wpo",
         "with --loss-type sft",
+    ),
+    (lambda c: not c.has_reference, "reference reference_refresh max_kl", "with a --loss-type that has no reference"),
+    (
+        lambda c: any(ROWS[name].reduce for name in c.losses if name in ROWS),
+        "reduce",
+        "with a --loss-type that says itself how tokens are added up",
+    ),
+    *(
+        (lacks(losses), f"loss_{name}", f"except with --loss-type {', '.join(losses)}")
+        for name, losses in PARAMETERS.items()
     ),
     (lambda c: not c.reference_refresh, "reference_alpha", "without --reference-refresh"),
     (lambda c: c.loss_type == "sft", "sft_steps sft_data", "with --loss-type sft, which is that fit itself"),
-    (lambda c: c.loss_type not in SMOOTHED, "label_smoothing", f"except with --loss-type {', '.join(SMOOTHED)}"),
+    (lacks(SMOOTHED), "label_smoothing", f"except with --loss-type {', '.join(SMOOTHED)}"),
     (lambda c: c.init, "n_layer n_head n_embd block_size sft_steps sft_data", "with --init, which is a fitted model"),
     (lambda c: not c.init, "reference", "without --init: the reference is the model that is fitted first"),
     (lambda c: c.max_steps, "epochs", "with --max-steps"),

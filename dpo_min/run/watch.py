@@ -6,9 +6,9 @@ import torch
 
 from dpo_min.decode.generate import generate
 from dpo_min.judge.scoring import log_ratios
-from dpo_min.losses import LOSSES
+from dpo_min.losses import Mixture
 
-FAR = 1.25  # a held-out loss beyond so many times that of a policy that is its reference
+FAR = 1.25  # a held-out loss beyond so many times that of a policy that is its reference, or 0.25 where that is 0
 PINNED = 3, 100  # train lines, and pairs in them, without a single wrong one
 FALL = 0.5  # share of the reference's own nats by which the chosen side's fall is no displacement any more
 DRAWN = 32, 128  # completions that a KL is estimated from, and their most tokens
@@ -20,15 +20,17 @@ class Watch:
     def __init__(self, config, say=print):
         """The run's config; `say` gets each warning."""
         self.config, self.say, self.said, self.right = config, say, set(), [0, 0]
-        loss = LOSSES.get(config.loss_type)
-        self.at_reference = loss and loss.value(torch.zeros(()), config.beta, config.label_smoothing).item()
+        self.at_reference = None  # the loss there, if it has a reference and sees the two log-ratios alone
+        mixture = Mixture(config.losses) if config.has_reference else None
+        if mixture and None not in mixture.arguments.values():
+            self.at_reference = mixture.value(*torch.zeros(2), config.beta, **config.loss_options).item()
 
     def look(self, line):
         """Warn of what a line of metrics shows, each thing once."""
-        if self.at_reference is None:  # sft compares nothing
+        if self.config.loss_type == "sft":  # which compares nothing
             return
-        step, held_out = line["step"], line["split"] == "eval"
-        if held_out and line["loss"] > FAR * self.at_reference:
+        step, held_out, known = line["step"], line["split"] == "eval", self.at_reference is not None
+        if held_out and known and line["loss"] - self.at_reference > (FAR - 1) * (abs(self.at_reference) or 1):
             self.warn(
                 "loss",
                 f"step {step}: the held-out loss {line['loss']:.3f} is far above {self.at_reference:.3f}, that of an "
@@ -45,7 +47,7 @@ class Watch:
                 )
         drift = line["rewards/chosen"] / self.config.beta  # mean log π − log π_ref, in nats
         reference = line["logps/chosen"] - drift
-        if drift < -1 and drift < FALL * reference:
+        if self.config.has_reference and drift < -1 and drift < FALL * reference:
             self.warn(
                 "fall",
                 f"step {step}: log π of the chosen side fell from {reference:.1f} to {line['logps/chosen']:.1f} nats: "

@@ -16,7 +16,7 @@ figures = pytest.importorskip("experiments.figures", reason="the pictures' tool 
 
 from dpo_min.exact import count_completions  # noqa: E402
 from dpo_min.gradient import dpo_gradient  # noqa: E402
-from dpo_min.losses import LOSSES  # noqa: E402
+from dpo_min.margin_losses import MARGIN_LOSSES as LOSSES  # noqa: E402
 
 NAMES = pytest.mark.parametrize("name", figures.FIGURES)
 close = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)

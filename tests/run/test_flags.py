@@ -12,7 +12,8 @@ from dpo_min.data.tokenizer import Tokenizer, load_tokenizer
 from dpo_min.model.gpt import GPT, Block, GPTConfig
 from dpo_min.run import session
 from dpo_min.run.job import prepare
-from dpo_min.run.train_flags import LOSS_NAMES, SMOOTHED, TrainFlags
+from dpo_min.run.loss_flags import LOSS_NAMES, SMOOTHED
+from dpo_min.run.train_flags import TrainFlags
 
 LOSSES = [*LOSS_NAMES, "sft"]
 SCRATCH = ["n_layer", "n_head", "n_embd", "block_size", "sft_steps", "sft_data"]  # without --init alone

@@ -1,0 +1,56 @@
+"""The loss of a run: the rows that --loss-type names, their parameters, and what they have to know of a pair."""
+
+import torch
+
+from dpo_min.losses import Mixture, wpo_weights
+from dpo_min.run import distributed
+from dpo_min.run.log import Totals
+
+
+class Criterion:
+    """`Mixture` as the flags ask for it. `reference` and `reduce` say which log-probabilities it is to be given.
+
+    BCO's shift is the mean reward of all answers that were trained on before this step, 0 at first: a number that is
+    known before the step begins, so that its micro-batches may be any.
+    """
+
+    def __init__(self, flags):
+        self.flags, self.mixture = flags, None if flags.loss_type == "sft" else Mixture(flags.losses)
+        self.needs = self.mixture.arguments if self.mixture else {}
+        self.reference, self.reduce = flags.has_reference, (self.mixture and self.mixture.reduce) or flags.reduce
+        if isinstance(self.reduce, float) and flags.loss_tail is not None:
+            self.reduce = flags.loss_tail
+        self.seen, self.step = {"rewards": 0.0, "pairs": 0}, Totals()
+
+    @property
+    def shift(self):
+        """The mean reward of an answer so far."""
+        return self.seen["rewards"] / (2 * self.seen["pairs"] or 1)
+
+    def value(self, a, b, policy_logps, pairs, batch, logps):
+        """The loss of each pair, (B,): a, b and the two of policy_logps are (B,); `logps` is the policy's `Logps`."""
+        chosen_lengths, rejected_lengths = batch.lengths.to(a).chunk(2)
+        sums = policy_logps[0] * (chosen_lengths if self.reduce == "mean" else 1)
+        facts = {"policy_chosen_logps": sums, "chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
+        facts |= {"shift": self.shift}
+        if "offset" in self.needs:
+            facts["offset"] = torch.tensor([pair.offset for pair in pairs]).to(a)
+        losses = self.mixture.value(a, b, self.flags.beta, **self.flags.loss_options, **facts)
+        if self.flags.wpo:
+            with torch.no_grad():
+                weights = wpo_weights(*logps(batch, "aligned").chunk(2))
+            losses = losses * weights
+        return losses
+
+    def see(self, metrics):
+        """Take in the rewards of pairs that are trained on; those of held-out ones move no shift."""
+        if "shift" in self.needs and torch.is_grad_enabled():
+            rewards = metrics["rewards/chosen"] + metrics["rewards/rejected"]
+            self.step.add({"pairs": torch.ones_like(rewards)}, rewards.sum())
+
+    def settle(self):
+        """The step is over: the next one has another shift, the same in every process."""
+        if "shift" in self.needs:
+            sums = distributed.sums(self.step.settle())
+            self.seen = {"rewards": self.seen["rewards"] + sums["loss"], "pairs": self.seen["pairs"] + sums["pairs"]}
+            self.step.clear()
