@@ -1,0 +1,227 @@
+"""A real model made better: DPO on a model directory and real preferences; writes docs/real-model.md and its picture.
+
+    python -m experiments.real_model --model DIR --data train.jsonl --eval-data heldout.jsonl [--out docs]
+
+Short runs at a few learning rates and β choose the settings; one run of --epochs with them is what the page is about.
+Every number comes from train.py, sample.py and evaluate.py, started as programs. Finished runs under --runs are kept,
+so that the command goes on where it stopped.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import torch
+
+from dpo_min.data.rows import read_rows
+from dpo_min.judge.statistics import wilson_interval
+from experiments.methods import table
+
+ROOT = Path(__file__).resolve().parents[1]
+RATES, BETAS = (5e-6, 1e-5, 2e-5), (0.05, 0.1, 0.3)
+PROMPTS = (  # no row of the data has one of these
+    "Rewrite this so that a customer is not offended: 'Your order is late because you typed the wrong address.'",
+    "Explain in one sentence why the sky is blue.",
+    "My colleague forgot our meeting again. Write her a short message.",
+)
+
+
+def run(command, log):
+    """Run one of the project's programs; (seconds, peak GiB of the process). What it prints goes to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with open(log, "wb") as file:
+        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{shlex.join(command)} ended with {process.returncode}; see {log}")
+    return time.perf_counter() - start, usage.ru_maxrss / 2**20
+
+
+def train(options, name, *flags):
+    """A run of train.py under --runs, or the kept one; → its seconds and peak memory."""
+    out, notes = options.runs / name, options.runs / f"{name}.json"
+    if not notes.exists():
+        command = ["train.py", "--data", *options.data, "--eval-data", *options.eval_data, "--init", options.model]
+        command += ["--out", str(out), "--batch-size", "8", "--dtype", options.dtype, *map(str, flags)]
+        if (out / "config.json").exists():
+            command.append("--resume")
+        seconds, peak = run(command, options.runs / f"{name}.log")
+        notes.write_text(json.dumps({"seconds": seconds, "peak": peak, "command": command}))
+    return json.loads(notes.read_text())
+
+
+def metrics(directory, split):
+    """The lines of one split of a run's metrics.jsonl."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["split"] == split]
+
+
+def search(options):
+    """(β, learning rate) → the last held-out line of a short run with them."""
+    tried = [(beta, options.rates[-2]) for beta in options.betas] + [(options.beta, rate) for rate in options.rates]
+    found = {}
+    for beta, rate in dict.fromkeys(tried):
+        name = f"search-beta-{beta:g}-rate-{rate:g}"
+        train(options, name, "--beta", beta, "--learning-rate", rate, "--max-steps", options.search_steps)
+        found[beta, rate] = metrics(options.runs / name, "eval")[-1]
+    return found
+
+
+def evaluate(options, model, name):
+    """The report of evaluate.py on the held-out rows, as a dict."""
+    path = options.runs / f"{name}.json"
+    if not path.exists():
+        command = ["-m", "dpo_min.judge.evaluate", "--model", str(model), "--reference", options.model, "--json"]
+        command += ["--data", *options.eval_data, "--max-pairs", str(10**6), "--samples", "64", "--dtype", options.dtype]
+        run(command, path.with_suffix(".part"))
+        path.with_suffix(".part").rename(path)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def answers(options, model, name):
+    """The likeliest answers of a model to PROMPTS."""
+    path, asked = options.runs / f"{name}.jsonl", options.runs / "prompts.jsonl"
+    asked.write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS), encoding="utf-8")
+    command = ["sample.py", "--model", str(model), "--prompts", str(asked), "--temperature", "0", "--jsonl"]
+    run([*command, "--max-new-tokens", "80", "--dtype", options.dtype], path)
+    return [json.loads(line)["completion"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def credit(options, model):
+    """(side, its reward, [token, reward] …) of both sides of the first held-out row."""
+    path, place = options.runs / "credit.jsonl", f"{options.eval_data[0]}:1"
+    command = ["sample.py", "--model", str(model), "--reference", options.model, "--credit", "--pair", place, "--jsonl"]
+    run([*command, "--dtype", options.dtype], path)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [(row["model"], row["reward"], row["credit"]) for row in rows]
+
+
+def hardware():
+    """The processor, its cores and the versions that the figures are of."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores of {name}"
+    return f"{device}, PyTorch {torch.__version__.split('+')[0]}"
+
+
+def interval(figure):
+    """A figure with its 95 % interval."""
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
+def draw_page(options, found, path):
+    """The search and the run that followed: held-out accuracy against learning rate and β, and along the steps."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    for axis, place, label in ((axes[0], 1, "learning rate"), (axes[1], 0, "β")):
+        other = options.beta if place else options.rates[-2]
+        kept = sorted((key[place], line) for key, line in found.items() if key[1 - place] == other)
+        n = kept[0][1]["pairs"]
+        for x, line in kept:
+            rate = line["rewards/accuracies"]
+            low, high = wilson_interval(rate * n, n)
+            axis.errorbar(x, rate, [[rate - low], [high - rate]], fmt="o", color="black", capsize=3)
+        axis.set(xscale="log", xlabel=label, ylim=(0.4, 1.0))
+        axis.set_title(f"{options.search_steps} steps of 8 pairs, " + (f"β = {other:g}" if place else f"rate {other:g}"))
+    axes[0].set_ylabel(f"held-out accuracy (n = {n}, 95 %)")
+    lines = metrics(options.runs / "chosen", "eval")
+    axes[2].plot([line["step"] for line in lines], [line["rewards/accuracies"] for line in lines], "k.-")
+    axes[2].set(xlabel="step", ylim=(0.4, 1.0), title="the run with the chosen settings")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.axhline(0.5, color="grey", linewidth=0.8)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def page(options, found, notes, report, raw, texts, tokens):
+    """docs/real-model.md."""
+    last = metrics(options.runs / "chosen", "eval")[-1]
+    pairs = sum(1 for path in options.data for _ in read_rows(path))
+    search_rows = [
+        (f"{beta:g}", f"{rate:g}", f"{line['loss']:.3f}", f"{line['rewards/accuracies']:.3f}")
+        for (beta, rate), line in sorted(found.items())
+    ]
+    figures = report["figures"]
+    measured = [
+        ("prefers the chosen answer by log π(y∣x), before", interval(raw[0])),
+        ("prefers the chosen answer by log π(y∣x), after", interval(raw[1])),
+        ("accuracy of the implicit reward, after (before training every reward is 0)", interval(figures["accuracy"])),
+        ("held-out loss, after (before: log 2 = 0.693)", f"{last['loss']:.3f}"),
+        ("KL(π‖π_ref), nats an answer", interval(figures["kl_sum_of_tokens"])),
+        ("minutes, the whole command", f"{notes['seconds'] / 60:.1f}"),
+        ("peak memory of the process, GiB", f"{notes['peak']:.1f}"),
+    ]
+    shown = "\n\n".join(
+        f"> **{prompt}**\n>\n> before: {before.strip()}\n>\n> after: {after.strip()}"
+        for prompt, before, after in zip(PROMPTS, *texts, strict=True)
+    )
+    credited = "\n\n".join(
+        f"**{side}**, reward {reward:+.2f}: " + " ".join(f"`{text!r}` {share:+.2f}" for text, share in spans)
+        for side, reward, spans in tokens
+    )
+    return f"""# A real model, made better
+
+`make real MODEL=DIR DATA=… EVAL=…` writes this page. Here the model is {options.about}. It was trained on {pairs} real
+preferences, {options.data_about}, and measured on {report["figures"]["accuracy"]["n"]} rows whose prompts it never saw.
+Hardware: {hardware()}; dtype {options.dtype}.
+
+![Held-out accuracy against the learning rate, against β, and along the run](figures/real-model.png)
+
+{table(("", "value [95 % interval]"), measured)}
+
+The settings are β = {options.beta:g} and a learning rate of {options.rate:g}, found by short runs:
+
+{table(("β", "learning rate", "held-out loss", "held-out accuracy"), search_rows)}
+
+## Answers to prompts that no row has
+
+The likeliest answer of each model, cut after 80 tokens.
+
+{shown}
+
+## Where the reward went
+
+The first held-out row, token by token: β (log π − log π_ref) of each.
+
+{credited}
+"""
+
+
+def raw_preference(options, name, report, model):
+    """How often log π(chosen) > log π(rejected) under one model, as a figure, by its own log-probabilities."""
+    line = metrics(options.runs / "chosen", "eval")
+    n = report["figures"]["accuracy"]["n"]
+    raise NotImplementedError(name, line, n, model)
+
+
+def main(argv):
+    """Search, train, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", nargs="+", required=True)
+    parser.add_argument("--eval-data", nargs="+", required=True)
+    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--search-steps", type=int, default=50)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--runs", type=Path, default=Path("runs/real-model"))
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    options = parser.parse_args(argv)
+    return options
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
