@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: a GPT small enough to enumerate, and the shared data where it is there."""
+"""Fixtures that several test files share: models small enough to enumerate, and the shared data where it is there."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dpo_min.model.gpt import GPT, GPTConfig
+from dpo_min.model.llama import Llama, LlamaConfig
 
 # `make test` draws the same examples everywhere, so that a failure here is a failure there. `make hunt` searches: other
 # examples each time, and HUNT times as many of them.
@@ -34,8 +35,26 @@ def shared_data():
 @pytest.fixture(scope="session")
 def tiny_gpt():
     """A real GPT in float64 over 5 tokens, 4 being end-of-text; its weights are large enough to be far from uniform."""
+    return far_from_uniform(GPT, GPTConfig(vocab_size=5, block_size=12, n_layer=2, n_head=2, n_embd=8))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama():
+    """A real Llama of the same vocabulary and positions: two query heads to each head of keys, a head of its own."""
+    sizes = {"vocab_size": 5, "block_size": 12, "n_layer": 2, "n_head": 4, "n_embd": 8, "n_inner": 12, "n_kv_head": 2}
+    return far_from_uniform(Llama, LlamaConfig(**sizes, head_size=4, rope_theta=100.0, tied=False))
+
+
+@pytest.fixture(scope="session", params=["gpt", "llama"])
+def tiny_model(request):
+    """Each architecture."""
+    return request.getfixturevalue(f"tiny_{request.param}")
+
+
+def far_from_uniform(kind, sizes):
+    """A model of these sizes in float64, with noise on its initial weights."""
     generator = torch.Generator().manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=5, block_size=12, n_layer=2, n_head=2, n_embd=8), generator).double()
+    model = kind(sizes, generator).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))

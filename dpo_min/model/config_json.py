@@ -10,7 +10,7 @@ from reprlib import repr as short
 from typing import NamedTuple
 
 from dpo_min.model.config import GPTConfig, LlamaConfig, RopeScaling
-from dpo_min.model.model_directory import read_config
+from dpo_min.model.model_directory import read_config, weight_files
 
 MAX_LAYERS = 1000  # which take a second to build; the deepest published models have some 130
 GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}  # the first of a kind is what we write
@@ -95,6 +95,7 @@ def load_config(directory):
         config = build(path, family, fields | {"gelu": GELU[fields["gelu"]]})
     if config.n_layer > MAX_LAYERS:
         raise ValueError(f"{path}: {short(config.n_layer)} layers are more than any model has")
+    weight_files(directory)  # a directory without weights is found out here, not after the data are read
     return config
 
 

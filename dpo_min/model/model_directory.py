@@ -65,4 +65,4 @@ def weight_files(directory):
         if Path(name).name != name:
             raise ValueError(f"{directory / INDEX}: {name!r} is not a file in the same directory")
         files.setdefault(directory / name, set()).add(tensor)
-    return files
+    return dict(sorted(files.items()))

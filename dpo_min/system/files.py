@@ -20,9 +20,10 @@ ABANDONED = 3600  # seconds without a write after which an unfinished file is ta
 
 def read_json(path):
     """The object in a JSON file; ValueError where there is none, or where it is larger than `MAX_JSON`."""
+    text = read_text(path)
     try:
-        value = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also of a number of too many digits
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object")
