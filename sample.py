@@ -12,7 +12,6 @@ token by token. On a terminal a single answer appears token by token. Prompts ar
 from dpo_min.run.start import JOB  # the first import: flags and prompts are checked there before PyTorch is loaded
 
 # isort: split
-import json
 import sys
 
 import torch
@@ -27,6 +26,7 @@ from dpo_min.model.weights import load_model
 from dpo_min.system import program
 from dpo_min.system.devices import choose_device
 from dpo_min.system.signals import interrupt, on_signals
+from dpo_min.system.streams import as_json
 
 DRAWING = "temperature top_k top_p min_p repetition_penalty min_new_tokens length_range".split()
 
@@ -83,7 +83,7 @@ def sample(flags, prompts):
                 row |= {"logp": completion.logp, "sampling_logp": completion.sampling_logp}
                 drawn.append((row, completion.ids))
                 if not judge:
-                    print(json.dumps(row, ensure_ascii=False) if flags.jsonl else "" if live else text, flush=True)
+                    print(as_json(row) if flags.jsonl else "" if live else text, flush=True)
         if judge:
             judge.show(prompt, drawn)
     if judge:

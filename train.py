@@ -33,12 +33,12 @@ from dpo_min.run.finite import check_losses, check_step, named_step
 from dpo_min.run.interrupt import Interrupt
 from dpo_min.run.log import Log, Totals
 from dpo_min.run.optimizer import make_optimizer, schedule
-from dpo_min.run.session import draw_curves, identity_of, note_reference, opened, save_model_directory
+from dpo_min.run.session import draw_curves, identity_of, kept_best, note_reference, opened, save_model_directory
 from dpo_min.run.stored_reference import ReferenceLogps, follow, settings_of
 from dpo_min.run.train_flags import first_fit_flags
 from dpo_min.run.watch import Watch, sampled_kl
 from dpo_min.system.devices import choose_device, keep_heap
-from dpo_min.system.program import guard, stop
+from dpo_min.system.program import guard, mistakes, stop
 
 
 def build_models(flags, tokenizer):
@@ -164,10 +164,11 @@ class Stage:
         """(sums of the metrics so far, splits whose last line only closed a shorter run): of a checkpoint, or fresh."""
         state = load_checkpoint(self.directory, self.parts()) if self.flags.resume else None
         state = state or {"step": 0, "best": math.inf, "totals": {}, "closing": [], "overflows": 0}
-        self.taken, self.best, self.overflows = state["step"], state["best"], state["overflows"]
+        self.taken, self.overflows = state["step"], state["overflows"]
+        self.best = kept_best(self.directory, state["best"])
         self.criterion.seen |= state.get("seen", {})
         if self.taken > steps:
-            raise ValueError(f"--resume: the run has taken {self.taken} steps, more than the {steps} it is now to have")
+            stop(f"--resume: the run has taken {self.taken} steps, more than the {steps} it is now to have")
         return Totals(state["totals"]), state["closing"]
 
     def fit(self, pairs, held_out, label, save_best=lambda: None):
@@ -230,7 +231,7 @@ def preference_fit(job, policy, reference):
         del reference  # the stage lets it go once its log-probabilities are stored
         stage.store_reference(job.pairs, held_out, flags.cache)
     save = functools.partial(save_model_directory, policy, tokenizer)
-    finished = stage.fit(job.pairs, held_out, flags.loss_type, lambda: save(flags.out / "best"))
+    finished = stage.fit(job.pairs, held_out, flags.loss_type, lambda: save(flags.out / "best", sealed=True))
     save(flags.out / "model")
     draw_curves(flags.out)
     return finished
@@ -240,19 +241,21 @@ def train(job):
     """The run; returns the exit code."""
     flags, finished = job.flags, True
     keep_heap()
-    try:
-        with distributed.joined(choose_device(flags.device, flags.dtype)[0]):
+    with mistakes():
+        device, _ = choose_device(flags.device, flags.dtype)
+    with distributed.joined(device):
+        with mistakes():
             policy, reference = build_models(flags, job.tokenizer)
-            with opened(flags, identity_of(job, policy, reference)):
-                if not flags.init and flags.loss_type != "sft":
-                    finished = first_fit(job, policy)
-                    if finished:
+            identity = identity_of(job, policy, reference)
+        with opened(flags, identity):
+            if not flags.init and flags.loss_type != "sft":
+                finished = first_fit(job, policy)
+                if finished:
+                    with mistakes():
                         policy, reference = load_model(flags.out / "reference"), load_model(flags.out / "reference")
                         note_reference(flags.out, model_fingerprint(reference))
-                        reference = reference if flags.has_reference else None
-                finished = finished and preference_fit(job, policy, reference)
-    except ValueError as error:
-        stop(error)
+                    reference = reference if flags.has_reference else None
+            finished = finished and preference_fit(job, policy, reference)
     print(f"done: {flags.out / 'model'}" if finished else f"stopped and saved in {flags.out}: --resume goes on")
     return 0 if finished else 130
 

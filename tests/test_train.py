@@ -433,19 +433,22 @@ def test_a_checkpoint_is_data_and_cannot_execute(tmp_path, prefs, init, capsys):
         def __reduce__(self):
             return Path.touch, (tmp_path / "executed",)
 
-    contents, state = (path / ".metadata").read_bytes(), json.loads((path / "state.json").read_text())
-    (path / ".metadata").write_bytes(pickle.dumps(Touch()))
-    checkpoint.seal(path, state)  # with the checksums of what it holds now
-    with pytest.raises(SystemExit, match="1"):
-        fit(*base, "--resume")
-    assert "UnpicklingError" in capsys.readouterr().err
-    (path / ".metadata").write_bytes(contents)
-    with warnings.catch_warnings(action="ignore"):
-        dcp.save({name: Touch() for name in weights(init)}, checkpoint_id=path)
-    checkpoint.seal(path, state)
-    with pytest.raises(SystemExit, match="1"):
-        fit(*base, "--resume")
-    assert "damaged" in capsys.readouterr().err
+    assert json.loads((path / ".metadata").read_text())["ln_f.bias"]["shape"] == [16]  # no pickle
+    (shard,) = path.glob("*.distcp")
+    contents, tensors = (path / ".metadata").read_bytes(), shard.read_bytes()
+    for change in (
+        lambda: (path / ".metadata").write_bytes(pickle.dumps(Touch())),
+        lambda: dcp.save({name: Touch() for name in weights(init)}, checkpoint_id=path),  # PyTorch's own, with objects
+        lambda: shard.write_bytes(pickle.dumps(Touch()).ljust(len(tensors))),
+    ):
+        (path / ".metadata").write_bytes(contents)
+        shard.write_bytes(tensors)
+        with warnings.catch_warnings(action="ignore"):
+            change()
+        checkpoint.seal(path)  # with the checksums of what it holds now
+        with pytest.raises(SystemExit, match="1"):
+            fit(*base, "--resume")
+        assert "damaged" in capsys.readouterr().err
     assert not (tmp_path / "executed").exists()
 
 

@@ -35,7 +35,6 @@ from dpo_min.model import config_json
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.weights import load_model
 from dpo_min.run.checkpoint import load_checkpoint, seal
-from dpo_min.system.files import read_json
 
 MEMORY, CPU_SECONDS, SECONDS = 2 * 2**30, 20, 180  # of one case; a busy disk may keep one waiting
 STEPS, SFT_STEPS = 40, 12
@@ -446,14 +445,7 @@ def checkpoint_task(directory, seed):
 
 def seal_as_is(path):
     """A manifest that fits the files as they are, state.json included."""
-    content = (path / "state.json").read_bytes()
-    seal(path, {})
-    (path / "state.json").write_bytes(content)
-    manifest = read_json(path / "manifest.json")
-    from dpo_min.system.files import sha256
-
-    manifest["sha256"]["state.json"] = sha256(path / "state.json")
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    seal(path)
 
 
 def make_parts():

@@ -15,14 +15,16 @@ import sys
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+import dpo_min.system.packages
 from dpo_min.data.rows import load_preferences, split_digest, tokenize
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.judge.scorers import load_scorer
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.model.config_json import load_config
-from dpo_min.system.flags import COUNT, POSITIVE, SEED, flag, parse
+from dpo_min.system.flags import COUNT, POSITIVE, SEED, SIZE, flag, parse
 from dpo_min.system.program import guard, stop
 from dpo_min.system.signals import interrupt, on_signals, quit_at_once
+from dpo_min.system.streams import steady
 
 WORK = 6 * 10**11  # weights × tokens that are scored by default
 MOST_SAMPLES = 500
@@ -48,7 +50,7 @@ class EvaluateFlags:
     data: list[str] = flag(MISSING, "preferences that were not trained on, .jsonl or .jsonl.gz")
     skip_bad_rows: bool = flag(False, "leave malformed rows out instead of stopping at them")
     max_pairs: int | None = flag(None, "pairs to score; default: by the model's size, some seconds' worth", COUNT)
-    samples: int | None = flag(None, "answers to draw for the KL; default: likewise, 500 at most", COUNT)
+    samples: int | None = flag(None, "answers to draw for the KL; default: likewise, 500 at most", SIZE)
     max_new_tokens: int = flag(64, "the longest answer that is drawn; the KL is that of so many tokens", COUNT)
     scorer: str | None = flag(None, "what answers are worth, for the win rate: module:function or FILE.jsonl:column")
     beta: float | None = flag(None, "of the reward; default: the run's that --model is in, else 0.1", POSITIVE)
@@ -63,7 +65,7 @@ class EvaluateFlags:
 def prepare(argv):
     """(flags, settings of the run, tokenizer, pairs, rows that there are, scorer); a mistake ends the program."""
     try:
-        flags, _ = parse(EvaluateFlags, argv, __doc__.split("\n")[0])
+        flags, _ = parse(EvaluateFlags, argv, "Is the model better than its reference? Every figure with its interval.")
         settings = run_settings(flags.model)
         flags.beta = flags.beta or settings["beta"]
         tokenizer, theirs = (load_tokenizer(directory) for directory in (flags.model, flags.reference))
@@ -157,7 +159,8 @@ def evaluate(flags, settings, tokenizer, pairs, rows, scorer):
 
 
 if __name__ == "__main__":
-    PREPARED = prepare(sys.argv[1:])
+    steady()
+    PREPARED = guard(prepare, sys.argv[1:])
     on_signals(quit_at_once)  # modules that are being loaded take no exception
     import dpo_min.judge.measure  # noqa: F401
 

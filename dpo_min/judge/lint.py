@@ -10,7 +10,6 @@ by the first bits of its hash, and comes back one part at a time: memory does no
 """
 
 import importlib
-import json
 import math
 import re
 import sys
@@ -20,12 +19,16 @@ from dataclasses import MISSING, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
+import dpo_min.system.packages  # noqa: F401  (before all that needs one)
+
+# isort: split
 import numpy as np
 
 from dpo_min.data.rows import BadRow, parse_line, read_rows, truncate
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.system import streams
 from dpo_min.system.flags import COUNT, LENGTH, flag, parse
-from dpo_min.system.program import stop
+from dpo_min.system.program import run, stop
 from dpo_min.system.progress import Progress
 
 SHOWN = 3  # places named for each finding
@@ -392,26 +395,26 @@ def main(argv):
         tokenizer = load_tokenizer(flags.tokenizer)
         with Progress("read", stream=sys.stderr) as progress:
             report = check_files(flags, tokenizer, lambda rows, path: progress.at(rows, f"{rows:,} rows, in {path}"))
-        if flags.png:
-            draw(report, flags.png)
     except ValueError as error:
         stop(error)
     except OSError as error:
         stop(f"the check stopped: {error}", code=2)
     except KeyboardInterrupt:
         stop("stopped before the end of the data", code=130)
-    print(json.dumps(as_json(report), ensure_ascii=False, indent=2) if flags.json else as_text(report, flags))
+    print(streams.as_json(as_json(report), indent=2) if flags.json else as_text(report, flags))
+    if flags.png:
+        draw(report, flags.png)
     return 1 if report.errors else 0
 
 
 def draw(report, path):
-    """The report's picture; ValueError where matplotlib is missing."""
+    """The report's picture; OSError where matplotlib is missing or fails."""
     try:
         plots = importlib.import_module("dpo_min.judge.lint_picture")
     except ImportError as error:
-        raise ValueError(f"--png {path}: {error}; pip install matplotlib") from error
+        raise OSError(f"--png {path}: {error}; pip install matplotlib") from error
     plots.draw_report(report, FINDINGS, path)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main, sys.argv[1:])

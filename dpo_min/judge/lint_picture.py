@@ -1,12 +1,13 @@
 """The picture of a data check: what was found, and what length alone says about the label."""
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
+from dpo_min.system.picture import picture, pyplot, save
 
+plt = pyplot()
+
+
+@picture
 def draw_report(report, findings, path):
     """Draw a `dpo_min.judge.lint.Report` as a PNG; `findings`: code → (whether it is an error, what it is)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
@@ -34,5 +35,4 @@ def draw_report(report, findings, path):
     right.set(xlabel="log(tokens of chosen / rejected); right of 0 the longer is chosen", ylabel="rows")
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110, format="png")
-    plt.close(figure)
+    save(figure, path)

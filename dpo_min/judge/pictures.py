@@ -1,26 +1,27 @@
 """Pictures of a run: `python -m dpo_min.judge.pictures runs/demo` draws runs/demo/curves.png."""
 
-import json
 import sys
 from pathlib import Path
 
-import matplotlib
+import dpo_min.system.packages  # noqa: F401  (before all that needs one)
 
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
-
+# isort: split
 from dpo_min.judge.statistics import wilson_interval
+from dpo_min.judge.trained_with import metric_lines
+from dpo_min.system.picture import picture, pyplot, save
+from dpo_min.system.program import run
 
+plt = pyplot()
 # Readable in black and white: a line style for each role, beside its colour.
 TRAIN = {"color": "0.6", "linewidth": 1.0}
 EVAL = {"color": "black", "linewidth": 1.6, "marker": "o", "markersize": 3.5}
 CHOSEN, REJECTED = {"color": "tab:blue", "linestyle": "-"}, {"color": "tab:red", "linestyle": "--"}
 
 
+@picture
 def draw_curves(directory):
-    """Draw a run's metrics.jsonl as curves.png in the same directory."""
-    path = Path(directory) / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Draw a run's metrics.jsonl as curves.png in the same directory; a line that is not whole is left out."""
+    lines = [values for _, values in metric_lines(Path(directory) / "metrics.jsonl") if values]
     splits = {split: [line for line in lines if line["split"] == split] for split in ("train", "eval")}
     panels = [("loss", "loss (nats)"), ("rewards/margins", "reward margin (nats)"), ("rewards/accuracies", "accuracy")]
     panels = [panel for panel in panels if any(panel[0] in line for line in lines)]
@@ -44,10 +45,10 @@ def draw_curves(directory):
     for axis in axes:
         axis.legend(fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(Path(directory) / "curves.png", dpi=110)
-    plt.close(figure)
+    save(figure, Path(directory) / "curves.png")
 
 
+@picture
 def draw_evaluation(figures, bins, margins, gaps, path):
     """The page of `python -m dpo_min.judge.evaluate`: its figures, margins, calibration, and margin against length.
 
@@ -76,8 +77,7 @@ def draw_evaluation(figures, bins, margins, gaps, path):
     for axis in (left, right, below):
         axis.spines[["top", "right"]].set_visible(False)
         axis.title.set_fontsize(9)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def plot(axis, lines, key, **style):
@@ -87,7 +87,12 @@ def plot(axis, lines, key, **style):
         axis.plot([line["step"] for line in lines], [line[key] for line in lines], **style)
 
 
-if __name__ == "__main__":
+def main():
+    """Draw the runs that are named; returns the exit code."""
     for directory in sys.argv[1:]:
         draw_curves(directory)
         print(Path(directory) / "curves.png")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -15,6 +15,7 @@ READING_ORDER = (
     "log",
     "interrupt",
     "optimizer",
+    "contents",
     "checkpoint",
     "session",
     "criterion",

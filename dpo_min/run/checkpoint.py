@@ -1,18 +1,13 @@
 """The checkpoint of a run: written by any number of processes, each its share, and read by any other number.
 
-`checkpoint/step-N/` holds the tensors in PyTorch's own format (`torch.distributed.checkpoint`), the plain
-numbers in state.json, and in manifest.json, written last, the SHA-256 of each of these files. The last two are kept.
-PyTorch pickles that format's table of contents; it is read here as data, never as code.
+`checkpoint/step-N/` holds the tensors in PyTorch's own format (`torch.distributed.checkpoint`), a table of contents of
+our own (contents.py), the plain numbers in state.json, and in manifest.json, written last, the SHA-256 of each of these
+files. The last two are kept.
 """
 
-import dataclasses
-import enum
 import errno
-import io
 import json
 import os
-import pathlib
-import pickle
 import re
 import shutil
 import warnings
@@ -21,13 +16,13 @@ from pathlib import Path
 import torch
 
 from dpo_min.run import distributed
-from dpo_min.system.files import read_json, sha256, sync, write_atomically
+from dpo_min.system.files import make_directory, read_json, sha256, sync, write_atomically
+from dpo_min.system.text import one_line
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-\d{8,}")
-MAX_CONTENTS = 2**26  # bytes of the table of contents, of which Python makes some thirty times as much
 
-# torch.distributed.checkpoint takes a second to import, so it is imported where it is used.
+# torch.distributed.checkpoint, and contents.py with it, takes a second to import, so it is imported where it is used.
 
 
 def save_checkpoint(directory, parts, state):
@@ -49,45 +44,61 @@ def save_checkpoint(directory, parts, state):
             raise FloatingPointError(f"the weights are not finite: {name}; no checkpoint is made of them")
     directory = Path(directory) / "checkpoint"
     path = directory / f"step-{state['step']:08d}"
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(f"{path.name}.dpo_min-{state['step'] % 10**8:08d}.partial")  # one name for all processes
     state = state | {"totals": distributed.sums(state["totals"]), "scaler": parts["scaler"].state_dict()}
+    tensors = tensors_of(parts)
+    try:
+        write_tensors(partial, tensors)
+        if distributed.rank() == 0:
+            put_in_place(partial, path, state)
+    except (OSError, dcp.api.CheckpointException) as error:
+        # PyTorch's writer says of a full disk only where it stopped.
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        full = shutil.disk_usage(directory.parent).free < size + 2**18
+        shutil.rmtree(partial, ignore_errors=True)
+        why = os.strerror(errno.ENOSPC) if full else reason(error)
+        raise OSError(f"{path}: cannot be written: {why}; the checkpoint before it is intact") from error
+
+
+def tensors_of(parts):
+    """Name → tensor of the weights and of what the optimizer keeps of each."""
     tensors = {}
     for name, parameter in parts["policy"].named_parameters():
         tensors[name] = parameter.detach()
         for key, value in parts["optimizer"].state.get(parameter, {}).items():
             tensors[f"{name}/{key}"] = value
-    tensors |= reference_tensors(parts)
-    try:
-        if distributed.rank() == 0:
-            for left in directory.glob("*.partial"):
-                shutil.rmtree(left)
-            partial.mkdir(parents=True)
-        distributed.barrier()
-        with warnings.catch_warnings(action="ignore"):  # that there is one process
-            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial))
-        if distributed.rank() == 0:
-            seal(partial, state)
-            sync(directory.parent / "metrics.jsonl")  # its lines up to this step must not be lost when this is found
-            if path.exists():  # a damaged one, or the run would not be here again
-                shutil.rmtree(path)
-            os.replace(partial, path)
-            sync(directory)
-            prune(directory, state["step"])
-    except (OSError, dcp.api.CheckpointException) as error:
-        # PyTorch's writer says of a full disk only where it stopped.
-        free, size = (
-            shutil.disk_usage(directory.parent).free,
-            sum(x.numel() * x.element_size() for x in tensors.values()),
-        )
-        why = os.strerror(errno.ENOSPC) if free < size + 2**18 else reason(error)
+    return tensors | reference_tensors(parts)
+
+
+def write_tensors(partial, tensors):
+    """Write each process's share of the tensors into a directory that the first one makes."""
+    import torch.distributed.checkpoint as dcp
+
+    from dpo_min.run.contents import Writer
+
+    if distributed.rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"{path}: cannot be written: {why}; the checkpoint before it is intact") from error
+        make_directory(partial)
+    distributed.barrier()
+    with warnings.catch_warnings(action="ignore"):  # that there is one process
+        dcp.save(tensors, storage_writer=Writer(partial))
 
 
-def seal(path, state):
-    """Write state.json, and then, last of all, manifest.json with the SHA-256 of every file."""
-    with write_atomically(path / "state.json") as file:
+def put_in_place(partial, path, state):
+    """Complete a checkpoint, give it its name, and remove what it replaces."""
+    with write_atomically(partial / "state.json") as file:
         file.write(json.dumps(state).encode())
+    seal(partial)
+    sync(path.parents[1] / "metrics.jsonl")  # its lines up to this step must not be lost when this is found
+    if path.exists():  # a damaged one, or the run would not be here again
+        shutil.rmtree(path)
+    os.replace(partial, path)
+    sync(path.parent)
+    prune(path.parent, state["step"])
+
+
+def seal(path):
+    """Write, last of all, a directory's manifest.json with the SHA-256 of every file in it."""
     hashes = {file.name: sha256(file) for file in sorted(path.iterdir()) if file.name != MANIFEST}
     with write_atomically(path / MANIFEST) as file:
         file.write(json.dumps({"sha256": hashes}, indent=1).encode())
@@ -140,29 +151,36 @@ class Damaged(Exception):
     """A checkpoint that cannot be used; the message is the reason."""
 
 
-def damage(path):
-    """What is wrong with the files of a checkpoint, by its manifest; None if nothing is."""
+def damage(path, needed=("state.json", ".metadata")):
+    """What is wrong with the files of a sealed directory, by its manifest; None if nothing is."""
     try:
         hashes = read_json(path / MANIFEST)["sha256"]
-        missing = {"state.json", ".metadata"} - hashes.keys()
+        missing = set(needed) - hashes.keys()
         wrong = [name for name, digest in hashes.items() if Path(name).name != name or sha256(path / name) != digest]
-        return f"damaged ({(*missing, *wrong)[0]})" if missing or wrong else None
+        return f"damaged ({one_line((*missing, *wrong)[0], 100)})" if missing or wrong else None
     except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
-        return f"damaged ({error.strerror if isinstance(error, OSError) else error or MANIFEST})"
+        return f"damaged ({error.strerror if isinstance(error, OSError) else one_line(error or MANIFEST, 200)})"
+
+
+def read_state(path):
+    """The plain numbers of a checkpoint; ValueError, LookupError, TypeError or AttributeError where they are not."""
+    state = read_json(path / "state.json")
+    plain = [state["step"], state["best"], state["overflows"], *state["totals"].values()]
+    numbers = all(type(value) in (int, float) for value in plain)
+    if not numbers or number(path) != state["step"] or not {"train", "eval"}.issuperset(state["closing"]):
+        raise ValueError("state.json")
+    return state
 
 
 def read_checkpoint(path, parts):
     """Put one checkpoint into `parts` and return its state; `Damaged` if it is that, or of another model."""
     import torch.distributed.checkpoint as dcp
 
+    from dpo_min.run.contents import Reader
+
     optimizer, tensors, places = parts["optimizer"], {}, {}
     try:
-        state = read_json(path / "state.json")
-        plain = [state["step"], state["best"], state["overflows"], *state["totals"].values()]
-        numbers = all(type(value) in (int, float) for value in plain)
-        if not numbers or number(path) != state["step"] or not {"train", "eval"}.issuperset(state["closing"]):
-            raise ValueError("state.json")
-        reader, planner = reader_of_data(path)
+        state, reader = read_state(path), Reader(path)
         contents = reader.read_metadata().state_dict_metadata
         for name, parameter in parts["policy"].named_parameters():
             tensors[name] = parameter.detach()
@@ -174,7 +192,7 @@ def read_checkpoint(path, parts):
                     places[entry] = parameter, key
         tensors |= reference_tensors(parts)
         with warnings.catch_warnings(action="ignore"):
-            dcp.load(tensors, storage_reader=reader, planner=planner)
+            dcp.load(tensors, storage_reader=reader)
         optimizer.state.clear()
         for entry, (parameter, key) in places.items():
             optimizer.state[parameter][key] = tensors[entry]
@@ -195,49 +213,5 @@ def reason(error):
     """What an error says, in one line; what the first one inside says, where processes report together."""
     failures = list(getattr(error, "failures", {}).values())
     error = failures[0][0] if failures else error
-    text = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200]
+    text = getattr(error, "strerror", None) or one_line(str(error).partition("\n")[0], 200)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-class Contents(pickle.Unpickler):
-    """The table of contents: records of names, shapes, dtypes and places, and nothing that computes."""
-
-    def find_class(self, module, name):
-        """The records that PyTorch writes; UnpicklingError for anything else."""
-        known = {
-            ("torch", "Size"): torch.Size,
-            ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
-            (pathlib.PosixPath.__module__, "PosixPath"): pathlib.PurePath,
-        }
-        if (module, name) in known:
-            return known[module, name]
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if module in ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"):
-            found = super().find_class(module, name)
-            if isinstance(found, type) and (dataclasses.is_dataclass(found) or issubclass(found, enum.Enum)):
-                return found
-        raise pickle.UnpicklingError(f"{module}.{name}")
-
-
-def reader_of_data(path):
-    """(reader, planner) for `torch.distributed.checkpoint.load` that read tensors and nothing that could execute."""
-    import torch.distributed.checkpoint as dcp
-
-    class Reader(dcp.FileSystemReader):
-        def read_metadata(self, *args, **kwargs):
-            with open(Path(self.path) / ".metadata", "rb") as file:
-                content = file.read(MAX_CONTENTS + 1)
-            if len(content) > MAX_CONTENTS:
-                raise pickle.UnpicklingError("the table of contents is too large")
-            metadata = Contents(io.BytesIO(content)).load()
-            for place in metadata.storage_data.values():
-                if Path(place.relative_path).name != place.relative_path:
-                    raise pickle.UnpicklingError(f"{place.relative_path} is not a file in the same directory")
-            return metadata
-
-    class Planner(dcp.DefaultLoadPlanner):
-        def load_bytes(self, read_item, value):
-            raise pickle.UnpicklingError(f"{read_item.dest_index.fqn} is no tensor")
-
-    return Reader(path), Planner()

@@ -1,10 +1,13 @@
 """The directory of a run: who may begin one there, who may go on, and that only one program writes in it."""
 
-from dpo_min.system.files import Lock, read_json
+import shutil
+
+from dpo_min.system.files import Lock, make_directory, partials, read_json
 from dpo_min.system.program import stop
 
 LOCK = ".lock"  # held by the run that writes in a directory
-RUN_FILES = ("config.json", "metrics.jsonl", "model", "best", "reference", "checkpoint")
+RUN_FILES = ("config.json", "metrics.jsonl", "model", "best", "reference", "checkpoint", "curves.png")
+PLACES = ("", "model", "best", "reference", "checkpoint", "reference/checkpoint")  # where a run writes
 SAVED = ("model", "best", "reference/config.json", "checkpoint/step-*", "reference/checkpoint/step-*")
 
 
@@ -16,8 +19,9 @@ def check_out(directory, resume, held=False):
     """
     try:
         found = [name for name in RUN_FILES if (directory / name).exists()]
-        if directory.exists() and not directory.is_dir():
-            raise ValueError(f"--out {directory} is not a directory")
+        for place in PLACES:
+            if (directory / place).exists() and not (directory / place).is_dir():
+                raise ValueError(f"--out {directory / place} is not a directory")
         saved = any(next(directory.glob(pattern), None) for pattern in SAVED)
         if not held and (directory / LOCK).exists():
             hold(directory).__exit__()
@@ -38,10 +42,19 @@ def check_out(directory, resume, held=False):
 def claim(directory):
     """Make the directory of a run that is about to begin, so that from here on it may be stopped and resumed."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         (directory / LOCK).touch()
     except OSError as error:
         stop(f"--out {directory}: {error.strerror}")
+
+
+def sweep(directory):
+    """Remove what a run was writing when it was killed, known by its mark, and only from where a run writes."""
+    for left in (left for place in PLACES for left in partials(directory / place)):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def is_run(directory):
@@ -53,8 +66,11 @@ def is_run(directory):
 
 
 def hold(directory):
-    """The `Lock` of a run directory; ValueError where another program holds it."""
+    """The `Lock` of a run directory, which is made; ValueError where another holds it, or nothing can be written."""
     try:
+        make_directory(directory)
         return Lock(directory / LOCK)
     except BlockingIOError as error:
         raise ValueError(f"--out {directory}: another run is writing there") from error
+    except OSError as error:
+        raise ValueError(f"--out {directory}: {error.strerror}") from error

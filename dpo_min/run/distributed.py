@@ -17,6 +17,8 @@ import torch.nn as nn
 
 from dpo_min.data.batch import batch_logps
 from dpo_min.system.launcher import processes
+from dpo_min.system.program import mistakes
+from dpo_min.system.text import one_line
 
 
 @contextmanager
@@ -25,11 +27,11 @@ def joined(device):
 
     On GPUs NCCL moves what the model computes; a few numbers of a step, kept on the CPU, go by gloo.
 
-    Raises:
-        ValueError: there are more processes on this machine than GPUs.
+    The program ends with one line where there are more processes on this machine than GPUs, or they do not meet.
     """
     if processes() > 1:
-        start(device)
+        with mistakes():
+            start(device)
     try:
         yield
         barrier()  # torchrun stops the others as soon as one ends
@@ -40,13 +42,16 @@ def joined(device):
 
 
 def start(device):
-    """Join the others."""
+    """Join the others; ValueError where that cannot be."""
     if device == "cuda":
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= gpus:
             raise ValueError(f"torchrun --nproc_per_node: this machine has {gpus} GPUs, and one is for one process")
         torch.cuda.set_device(local)  # from here on "cuda" means this one
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    except RuntimeError as error:
+        raise ValueError(f"the processes that WORLD_SIZE counts do not meet: {one_line(error, 200)}") from error
     print(f"{world_size()} processes on {device}")
 
 

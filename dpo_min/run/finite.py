@@ -48,8 +48,18 @@ def check_step(norm, parameters, losses, pairs, scaler):
 
 @contextmanager
 def named_step(stage):
-    """Say after how many steps, `stage.taken`, it was that something was not finite."""
+    """Say after how many steps, `stage.taken`, it was that something was not finite, and what may be done then."""
     try:
         yield
     except FloatingPointError as error:
-        raise FloatingPointError(f"step {stage.taken}: {error}") from error
+        raise FloatingPointError(f"step {stage.taken}: {error}; {way_on(stage.flags)}") from error
+
+
+def way_on(flags):
+    """What goes on from a run that diverged: not the run itself, which keeps its learning rate, but another one."""
+    saved = [flags.out / name for name in ("best", "reference") if (flags.out / name / "config.json").exists()]
+    if not saved:
+        return "begin again with a lower --learning-rate and another --out"
+    own = flags.reference or flags.init or flags.out / "reference"
+    reference = "" if flags.loss_type == "sft" or own == saved[0] else f" --reference {own}"
+    return f"begin another run from its weights: --init {saved[0]}{reference}, a lower --learning-rate, another --out"

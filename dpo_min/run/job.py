@@ -1,6 +1,5 @@
 """What a command line of train.py asks for: flags, tokenizer and pairs, each checked, without PyTorch."""
 
-import sys
 from typing import NamedTuple
 
 from dpo_min.data.cache import read_pairs
@@ -13,7 +12,6 @@ from dpo_min.run.train_flags import TrainFlags, read_flags
 from dpo_min.system.flags import refuse
 from dpo_min.system.launcher import print_once
 from dpo_min.system.program import stop
-from dpo_min.system.streams import Steady
 
 
 class Job(NamedTuple):
@@ -53,8 +51,7 @@ def prepare(argv):
 
 
 def begin(argv):
-    """`prepare`, on a standard output that outlives its reader; the run directory is there when it returns."""
-    sys.stdout = Steady(sys.stdout)
+    """`prepare`; the run directory is there when it returns."""
     job = prepare(argv)
     claim(job.flags.out)
     return job

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from dpo_min.judge.trained_with import metric_lines
 from dpo_min.run import distributed
-from dpo_min.system.files import write_atomically
+from dpo_min.system.files import make_directory, write_atomically
 from dpo_min.system.progress import Line, left
 
 
@@ -71,14 +72,15 @@ class Log:
 
     def begin(self, first):
         """The file, empty or with the lines that were earned by step `first`."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = []
-        if first and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        make_directory(self.path.parent)
+        damaged, lines = 0, metric_lines(self.path) if first and self.path.exists() else ()
         with write_atomically(self.path) as file:
-            for line in lines:
-                if line.endswith("\n") and earned(line, first, self.closing):
-                    file.write(line.encode())
+            for line, values in lines:
+                if values and earned(values, first, self.closing):
+                    file.write(line)
+                damaged += not values and line.endswith(b"\n")
+        if damaged:
+            print(f"resume: {self.path}: {damaged} damaged lines are left out")
 
     def write(self, split, step, totals, **more):
         """Write and show the means of `totals` over all processes; it starts again. Returns the line."""
@@ -111,10 +113,6 @@ class Log:
         self.line.show(f"{self.label} {step:>{len(str(self.steps))}}/{self.steps}  {text}{time_left}", stays)
 
 
-def earned(line, step, closing=()):
-    """Whether a line of metrics is whole, of a step reached by `step`, and none of that step's `closing` lines."""
-    try:
-        line = json.loads(line)
-        return line["step"] < step or (line["step"] == step and line["split"] not in closing)
-    except (ValueError, KeyError, TypeError):
-        return False
+def earned(values, step, closing=()):
+    """Whether a line of metrics is of a step reached by `step`, and none of that step's `closing` lines."""
+    return values["step"] < step or (values["step"] == step and values["split"] not in closing)

@@ -4,9 +4,9 @@ import ast
 from pathlib import Path
 from typing import NamedTuple
 
-from dpo_min.system.flags import Accepts, flag
+from dpo_min.system.flags import Accepts, between, flag
 
-WEIGHT = Accepts(lambda v: 0 <= v <= 10**6, "a number from 0 to 10^6")
+WEIGHT = between(0, 10**6, "a number from 0 to 10^6")
 
 
 class Row(NamedTuple):

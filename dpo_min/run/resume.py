@@ -6,8 +6,9 @@ may be moved; everything else by its value.
 
 import json
 import platform
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 
+from dpo_min.judge.trained_with import HASH, check_taken, hash_of_taken
 from dpo_min.system.files import read_json, write_atomically
 
 # By their content, and so that the paths are free: the hashes in config.json, and what each stands for.
@@ -24,7 +25,9 @@ ELSEWHERE = {"out", "resume", "shard"}  # no part of what is computed
 LENGTH = {"epochs", "max_steps"}  # compared as the number of steps
 FIXED = {"sft_steps"}  # if not given: as the run began, whose length its default depends on
 FREE = {"log_every", "eval_every", "save_every", "max_kl"}  # no weight depends on them
-ROUNDING = {"micro_batch_size", "checkpoint_activations", "compile", "device", "processes", "threads"}
+PLACE = {"processor", "processes", "threads"}  # the machine, as far as it decides last bits
+ROUNDING = {"micro_batch_size", "checkpoint_activations", "compile", "device"} | PLACE
+ANOTHER = "; a run keeps what it began with: for another, begin a new run, with --init on the best/ of this one"
 
 
 def kept_flags(flags):
@@ -33,13 +36,19 @@ def kept_flags(flags):
     return json.loads(json.dumps(values, default=str))
 
 
-def read_run(directory):
-    """The config.json of the run in a directory; ValueError where it is not a run's."""
+def read_run(directory, flags=None):
+    """The config.json of the run in a directory; of a flag that it does not name the default is what was meant.
+
+    Raises:
+        ValueError: it is not a run's, or is damaged.
+    """
     path = directory / "config.json"
     before = read_json(path)
     if "data_sha256" not in before:
         raise ValueError(f"--resume: {path} is not a run's, but a model's")
-    return before
+    check_taken(path, before)
+    known = [f for f in fields(flags) if f.name not in ELSEWHERE] if flags else []
+    return {f.name: f.default for f in known if f.default_factory is MISSING and f.default is not MISSING} | before
 
 
 def compare(before, now):
@@ -51,21 +60,23 @@ def compare(before, now):
     notes = []
     for name, value in now.items():
         was, flag = before.get(name), "--" + name.replace("_", "-")
-        if value == was or name in BY_CONTENT | LENGTH or (name in FIXED and value is None):
+        unknown = name not in before and name in {"versions", *PLACE, *HASHES}  # it began before this was noted
+        if value == was or unknown or name in BY_CONTENT | LENGTH or (name in FIXED and value is None):
             continue
         if name in HASHES:
             raise ValueError(f"--resume: the hash of {HASHES[name]} was {was} when the run began, now it is {value}")
         if name == "steps":
             notes += length_notes(before, value)
         elif name == "versions":
-            notes.append(f"PyTorch was {was['torch']}, now it is {value['torch']}: the same run up to rounding")
+            was = was.get("torch") if isinstance(was, dict) else was
+            notes.append(f"PyTorch was {was}, now it is {value['torch']}: the same run up to rounding")
         elif name in FREE:
             notes.append(f"{flag} was {was}, now it is {value}: the weights do not depend on it")
         elif name in ROUNDING:
-            notes.append(f"{flag.replace('--', '', name in ('processes', 'threads'))} was {was}, now it is {value}: "
+            notes.append(f"{flag.removeprefix('--') if name in PLACE else flag} was {was}, now it is {value}: "
                          "the same run up to rounding, not to the last bit")  # fmt: skip
         else:
-            raise ValueError(f"--resume: {flag} was {was!r} when the run began, now it is {value!r}")
+            raise ValueError(f"--resume: {flag} was {was!r} when the run began, now it is {value!r}{ANOTHER}")
     return notes
 
 
@@ -87,7 +98,7 @@ def check_flags(flags, tokenizer):
     Raises:
         ValueError: as `compare`.
     """
-    before = read_run(flags.out)
+    before = read_run(flags.out, flags)
     now = {name: value for name, value in kept_flags(flags).items() if value != "auto"}
     compare(before, now | {"tokenizer_sha256": tokenizer.fingerprint()})
     for name in FIXED:
@@ -104,5 +115,6 @@ def versions():
 
 def write_run(directory, settings):
     """Write config.json."""
+    settings = settings | {HASH: hash_of_taken(settings)}
     with write_atomically(directory / "config.json") as file:
         file.write(json.dumps(settings, indent=2).encode() + b"\n")

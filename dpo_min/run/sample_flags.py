@@ -33,7 +33,7 @@ class SampleFlags:
     reference: Path | None = flag(None, "a second model, whose answers are shown beside the first's")
     prompt: str | None = flag(None, "the text to continue; may be empty")
     prompts: Path | None = flag(None, "a file with one prompt a line; without it and --prompt: standard input")
-    num_samples: int = flag(1, "answers to each prompt", COUNT)
+    num_samples: int = flag(1, "answers to each prompt", SIZE)
     temperature: float = flag(1.0, "below 1 bolder, above 1 more varied, 0 always the likeliest token", NOT_NEGATIVE)
     top_k: int | None = flag(None, "draw among the k likeliest tokens", COUNT)
     top_p: float = flag(1.0, "draw among the likeliest tokens that together reach this probability", PROBABILITY)

@@ -1,7 +1,8 @@
 """The run directory while a run lasts: opened and locked, its settings compared, its models saved."""
 
 import importlib
-from contextlib import contextmanager, nullcontext
+import math
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -10,7 +11,10 @@ from dpo_min.data.cache import data_hash
 from dpo_min.model.weights import model_fingerprint, save_model
 from dpo_min.run import checkpoint, directory, distributed, resume
 from dpo_min.run.calendar import count_steps
-from dpo_min.system.devices import choose_device
+from dpo_min.system.devices import choose_device, processor
+from dpo_min.system.files import make_directory
+from dpo_min.system.program import mistakes
+from dpo_min.system.text import one_line
 
 
 def identity_of(job, policy, reference):
@@ -24,6 +28,7 @@ def identity_of(job, policy, reference):
         now["reference_sha256"] = reference and model_fingerprint(reference)
     where = {"device": device, "dtype": str(dtype).removeprefix("torch."), "versions": resume.versions()}
     where |= {"processes": distributed.world_size(), "threads": torch.get_num_threads()}
+    where |= {"processor": processor(device)}
     return resume.kept_flags(flags) | where | {"steps": count_steps(flags, job.pairs)[0]} | now
 
 
@@ -31,42 +36,37 @@ def identity_of(job, policy, reference):
 def opened(flags, identity):
     """The run directory, locked while the context lasts, with its config.json; of a resumed run it is compared first.
 
-    Of several processes the first does it; the others wait.
-
-    Raises:
-        ValueError: the directory cannot be made, another run is writing in it, or its run began with other settings.
+    Of several processes the first does it; the others wait. The program ends with one line where the directory cannot
+    be made, another run is writing in it, or its run began with other settings.
     """
-    lock = nullcontext()
-    if distributed.rank() == 0:
-        try:
-            flags.out.mkdir(parents=True, exist_ok=True)
-            lock = directory.hold(flags.out)
-        except OSError as error:
-            raise ValueError(f"--out {flags.out}: {error.strerror}") from error
-    with lock:
-        if distributed.rank() == 0:
-            enter(flags, identity)
+    with ExitStack() as held:
+        with mistakes():
+            if distributed.rank() == 0:
+                held.enter_context(directory.hold(flags.out))
+                enter(flags, identity)
         distributed.barrier()
         yield
 
 
 def enter(flags, identity):
-    """`opened` in the first process, which holds the lock."""
+    """`opened` in the first process, which holds the lock.
+
+    Raises:
+        ValueError: the run began with other settings.
+    """
     directory.check_out(flags.out, flags.resume, held=True)  # another may have come and gone since it was checked
     if flags.resume:
-        before = resume.read_run(flags.out)
+        before = resume.read_run(flags.out, flags)
         taken = max(map(checkpoint.number, checkpoint.found(flags.out / "checkpoint")), default=0)
         if taken > identity["steps"]:
             raise ValueError(f"--resume: the run has taken {taken} steps, more than {identity['steps']}")
         for note in resume.compare(before, identity):
-            print(f"resume: {note}")
+            print(f"resume: {one_line(note)}")
         identity = before | identity
     else:
         for name in directory.RUN_FILES[:2]:  # of a run that stopped before it saved anything
             (flags.out / name).unlink(missing_ok=True)
-    for left in flags.out.rglob("*.partial"):  # files that were being written when the run was killed
-        if left.is_file():
-            left.unlink(missing_ok=True)
+    directory.sweep(flags.out)
     resume.write_run(flags.out, identity)
 
 
@@ -85,26 +85,40 @@ def note_reference(directory, fingerprint):
     distributed.barrier()
 
 
-def save_model_directory(model, tokenizer, directory):
+def save_model_directory(model, tokenizer, directory, sealed=False):
     """A model with its tokenizer's files: what `train.py --init` and `sample.py --model` take.
 
-    Every process must take part; the first writes, and none goes on before it has.
+    Every process must take part; the first writes, and none goes on before it has. `sealed`: with a manifest.json,
+    by which a change shows: of the best model there is no other copy.
     """
     model = distributed.gather(model)
     if model:
-        Path(directory).mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         tokenizer.save(directory)
         save_model(model, directory, tokenizer.end_of_text)  # config.json comes last: with it the directory is whole
+        if sealed:
+            checkpoint.seal(Path(directory))
     distributed.barrier()
 
 
+def kept_best(run, best):
+    """The best held-out loss of a run that goes on; infinite, with a line, where best/ is not as it was written.
+
+    The next evaluation then writes it anew. A fit that keeps no best/ is not in a run's own directory.
+    """
+    trouble = None
+    if distributed.rank() == 0 and math.isfinite(best) and directory.is_run(run):
+        trouble = checkpoint.damage(run / "best", ["model.safetensors"])
+    if trouble := distributed.everyone(trouble)[0]:
+        print(f"resume: best/ is {trouble}: the model of the next evaluation takes its place")
+    return math.inf if trouble else best
+
+
 def draw_curves(directory):
-    """curves.png, where matplotlib is installed; a run needs no picture to be complete."""
+    """curves.png, where matplotlib works; a run needs no picture to be complete."""
     if distributed.rank():
         return
     try:
-        plots = importlib.import_module("dpo_min.judge.pictures")
-    except ImportError as error:
-        print(f"no curves.png ({error}): pip install matplotlib, then python -m dpo_min.judge.pictures {directory}")
-    else:
-        plots.draw_curves(directory)
+        importlib.import_module("dpo_min.judge.pictures").draw_curves(directory)
+    except (ImportError, OSError) as error:
+        print(f"no curves.png ({error}): with matplotlib, python -m dpo_min.judge.pictures {directory} draws it")

@@ -3,11 +3,15 @@
 import sys
 from pathlib import Path
 
+import dpo_min.system.packages  # noqa: F401  (before all that needs one)
+from dpo_min.system.program import guard
 from dpo_min.system.signals import interrupt, on_signals, quit_at_once
+from dpo_min.system.streams import steady
 
 
 def start(program, argv):
-    """What a command line asks for, as the program's own `prepare` checked it, with the signals in order."""
+    """What a command line asks for, as the program's own `prepare` checked it, with streams and signals in order."""
+    steady(lasting=program == "train.py")  # a run goes on when nobody gets its output; sample.py has no other end
     on_signals(quit_at_once)
     # These load NumPy, which takes some tenths of a second: Ctrl-C meanwhile must not be a traceback.
     if program == "train.py":
@@ -15,7 +19,7 @@ def start(program, argv):
     else:
         from dpo_min.run.sample_flags import prepare
     on_signals(interrupt)
-    job = prepare(argv)
+    job = guard(prepare, argv)
     on_signals(quit_at_once)  # modules that are being loaded take no exception
     return job
 

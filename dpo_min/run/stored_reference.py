@@ -12,7 +12,8 @@ import torch
 from dpo_min.data.batch import batch_logps, pack
 from dpo_min.model.weights import model_fingerprint
 from dpo_min.run import distributed
-from dpo_min.system.files import write_atomically
+from dpo_min.system.devices import processor
+from dpo_min.system.files import make_directory, open_regular, write_atomically
 from dpo_min.system.progress import Progress
 
 FORMAT = 1
@@ -46,7 +47,8 @@ class ReferenceLogps:
         self.digests, self.logps = np.empty(0, "S16"), np.empty((0, 2))  # (N,) in order; (N, 2) chosen, rejected
         self.path = Path(directory) / f"reference-{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
         try:
-            content = self.path.read_bytes()
+            with open_regular(self.path) as file:
+                content = file.read()
             with np.load(io.BytesIO(content)) as file:
                 if sum(entry.file_size for entry in file.zip.infolist()) > len(content):
                     raise BadZipFile("entries that expand, and no file of ours does")
@@ -96,9 +98,12 @@ class ReferenceLogps:
         for keys, values in new:
             self.add(np.frombuffer(keys, "S16"), np.frombuffer(values).reshape(-1, 2))
         if new and distributed.rank() == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with write_atomically(self.path) as file:
-                np.savez(file, digests=self.digests.view(np.uint8).reshape(-1, 16), logps=self.logps)
+            try:
+                make_directory(self.path.parent)
+                with write_atomically(self.path) as file:
+                    np.savez(file, digests=self.digests.view(np.uint8).reshape(-1, 16), logps=self.logps)
+            except OSError as error:
+                print(f"note: {self.path.parent} takes no file ({error.strerror}): another run scores anew")
 
     def look_up(self, pairs, like, reduce="sum"):
         """(chosen, rejected) log-probabilities, each (B,), of the type and on the device of `like`.
@@ -120,6 +125,7 @@ def settings_of(flags, reference, device, reduce):
     names = ("batch_size", "micro_batch_size", "seed", "compile", "dtype")
     settings = {name: getattr(flags, name) for name in names} | {"device": device}
     settings |= {"weights": model_fingerprint(reference), "threads": torch.get_num_threads()}
+    settings["processor"] = processor(device)  # its instructions decide last bits
     return settings | ({"reduce": reduce} if isinstance(reduce, float) else {})
 
 

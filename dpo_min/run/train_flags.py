@@ -6,12 +6,13 @@ from pathlib import Path
 from dpo_min.run.directory import check_out
 from dpo_min.run.loss_flags import LOSS, PARAMETERS, ROWS, SMOOTHED, loss_weights, parameter_flags
 from dpo_min.system.flags import (
+    ABOVE_ZERO,
     COUNT,
+    DECAY,
     FRACTION,
     LENGTH,
     NATURAL,
     NOISE_RATE,
-    NOT_NEGATIVE,
     POSITIVE,
     PROBABILITY,
     RATE,
@@ -55,7 +56,7 @@ class TrainFlags:
     warmup_steps: int = flag(0, "steps in which the learning rate rises to its value; the paper has 150", NATURAL)
     lr_schedule: str = flag("constant", "after the warm-up", ["constant", "linear", "cosine"])
     optimizer: str = flag("adamw", "rmsprop is the paper's, and holds half the state", ["adamw", "rmsprop"])
-    weight_decay: float = flag(0.0, "pull of the matrices towards zero", NOT_NEGATIVE)
+    weight_decay: float = flag(0.0, "pull of the matrices towards zero", DECAY)
     max_grad_norm: float = flag(1.0, "gradients longer than this are shortened to it", POSITIVE)
     max_length: int | None = flag(None, "tokens of prompt + completion; default: 512, or --block-size", LENGTH)
     max_prompt_length: int | None = flag(None, "tokens a truncated prompt keeps; default: half of --max-length", COUNT)
@@ -71,7 +72,7 @@ class TrainFlags:
     seed: int = flag(0, "initial weights, split and order of the data", SEED)
     resume: bool = flag(False, "continue the run in --out from its checkpoint")
     log_every: int = flag(10, "steps between train lines of metrics.jsonl", COUNT)
-    max_kl: float | None = flag(None, "warn when KL(policy‖reference) of sampled answers passes so many nats", POSITIVE)
+    max_kl: float | None = flag(None, "warn when KL(policy‖reference) of answers passes so many nats", ABOVE_ZERO)
     eval_every: int = flag(100, "steps between evaluations", COUNT)
     save_every: int = flag(200, "steps between checkpoints", COUNT)
 

@@ -1,6 +1,18 @@
-"""What a program needs from the machine it runs on: whole files, flags, streams, signals, one line for an error.
+"""What a program needs from the machine it runs on: streams, whole files, signals, flags, one line for an error.
 
 Nothing here knows of models or preferences, and only devices.py loads PyTorch.
 """
 
-READING_ORDER = ("text", "files", "flags", "launcher", "streams", "progress", "signals", "program", "devices")
+READING_ORDER = (
+    "packages",
+    "text",
+    "streams",
+    "progress",
+    "files",
+    "launcher",
+    "signals",
+    "program",
+    "flags",
+    "picture",
+    "devices",
+)

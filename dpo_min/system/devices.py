@@ -1,14 +1,25 @@
 """The device that a program computes on, and how the C library is to treat its memory."""
 
 import ctypes
+import os
 import platform
 import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from dpo_min.system.launcher import processes
 
+# Variables by which a person chooses the instructions that the libraries below PyTorch use.
+DISPATCH = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "NVIDIA_TF32_OVERRIDE")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+try:
+    tempfile.gettempdir()
+except OSError:  # PyTorch asks for a place of compiled code there, even where nothing is compiled
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.getcwd())
 
 
 def choose_device(device, dtype):
@@ -28,6 +39,21 @@ def choose_device(device, dtype):
     if dtype == "auto":
         return device, torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return device, getattr(torch, dtype)
+
+
+def processor(device):
+    """What decides the last bits of what a device computes: its kind, and the instructions that are used of it."""
+    chosen = [f"{name}={os.environ[name]}" for name in DISPATCH if os.environ.get(name)]
+    if device == "cuda":
+        return " ".join([torch.cuda.get_device_name(), *chosen])
+    kind = dict.fromkeys(("vendor_id", "cpu family", "model", "CPU implementer", "CPU part"), "")
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in kind:
+                kind[name.strip()] = value.strip()
+    words = [platform.machine(), *kind.values(), torch.backends.cpu.get_cpu_capability(), *chosen]
+    return " ".join(filter(None, words))
 
 
 def keep_heap():

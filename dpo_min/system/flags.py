@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import math
+import sys
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -11,25 +12,33 @@ from typing import get_args, get_origin
 
 @dataclass(frozen=True)
 class Accepts:
-    """The values that a flag accepts: a test, and the words for it."""
+    """The values that a flag accepts: a test, and the words for it; of numbers the least and the most, which work."""
 
     test: callable
     words: str
+    ends: tuple = ()
 
 
-MOST = 10**9
-COUNT = Accepts(lambda v: 1 <= v <= MOST, "a whole number from 1 to 10^9")
-SIZE = Accepts(lambda v: 1 <= v <= 10**5, "a whole number from 1 to 10^5")
-LENGTH = Accepts(lambda v: 2 <= v <= 10**7, "a whole number from 2 to 10^7")
-NATURAL = Accepts(lambda v: 0 <= v <= MOST, "a whole number from 0 to 10^9")
-SEED = Accepts(lambda v: 0 <= v < 2**63, "a whole number from 0 up to 2^63 - 1")
-POSITIVE = Accepts(lambda v: 0 < v < math.inf, "a number above 0")
-RATE = Accepts(lambda v: 0 < v <= 10, "a number above 0 and up to 10")
-NOT_NEGATIVE = Accepts(lambda v: 0 <= v < math.inf, "a number from 0 up")
-EXPONENT = Accepts(lambda v: -10 <= v <= 10, "a number from -10 to 10")
-FRACTION = Accepts(lambda v: 0 <= v < 1, "a number from 0 up to, not including, 1")
-PROBABILITY = Accepts(lambda v: 0 < v <= 1, "a number above 0 and up to 1")
-NOISE_RATE = Accepts(lambda v: 0 < v < 0.5, "a number between 0 and 0.5")
+def between(least, most, words):
+    """`Accepts` for the numbers from `least` to `most`."""
+    return Accepts(lambda value: least <= value <= most, words, (least, most))
+
+
+MOST, LEAST = 10**9, math.ulp(0)  # LEAST: above 0
+COUNT = between(1, MOST, "a whole number from 1 to 10^9")
+SIZE = between(1, 10**5, "a whole number from 1 to 10^5")
+LENGTH = between(2, 10**7, "a whole number from 2 to 10^7")
+NATURAL = between(0, MOST, "a whole number from 0 to 10^9")
+SEED = between(0, 2**63 - 1, "a whole number from 0 up to 2^63 - 1")
+ABOVE_ZERO = between(LEAST, sys.float_info.max, "a number above 0")
+POSITIVE = between(1e-6, MOST, "a number from 10^-6 to 10^9")  # nothing vanishes or overflows in float32
+RATE = between(1e-12, 10, "a number from 10^-12 to 10")
+NOT_NEGATIVE = between(0, MOST, "a number from 0 to 10^9")
+DECAY = between(0, 10, "a number from 0 to 10")
+EXPONENT = between(-10, 10, "a number from -10 to 10")
+FRACTION = between(0, math.nextafter(1, 0), "a number from 0 up to, not including, 1")
+PROBABILITY = between(LEAST, 1, "a number above 0 and up to 1")
+NOISE_RATE = between(1e-6, 0.499, "a number from 10^-6 to 0.499")
 
 
 def flag(default, about, accepts=None, values="PATH", positional=False):

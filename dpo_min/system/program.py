@@ -1,18 +1,38 @@
-"""How a program ends: whatever goes wrong is one line on standard error, and an exit code."""
+"""How a program begins and ends: on steady streams, and with one line on standard error for whatever goes wrong."""
 
 import errno
-import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from dpo_min.system.launcher import first_to_fail
+from dpo_min.system.streams import OutputLost, steady
+from dpo_min.system.text import Lines, one_line
+
+OUT_OF = {errno.EAGAIN: "no more processes may be started here (see ulimit -u)", errno.ENOMEM: "out of memory"}
+
+
+def run(main, *arguments):
+    """Be a program: standard streams, `main`, and the exit code that it returns."""
+    steady()
+    sys.exit(guard(main, *arguments))
 
 
 def stop(message, code=2):
-    """End the program: the message on standard error, one line after the program's name."""
+    """End the program: the message on standard error, after the program's name, in one line where it is not `Lines`."""
     if first_to_fail():
-        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        lines = str(message).split("\n") if isinstance(message, Lines) else [message]
+        print(f"{Path(sys.argv[0]).name}: error:", "\n".join(map(one_line, lines)), file=sys.stderr)
     sys.exit(code)
+
+
+@contextmanager
+def mistakes():
+    """What is read or checked meanwhile may be a mistake of the user's: a ValueError ends the program with its line."""
+    try:
+        yield
+    except ValueError as error:
+        stop(error)
 
 
 def guard(program, *arguments):
@@ -21,24 +41,46 @@ def guard(program, *arguments):
     Where one of several processes fails, the others fail in turn, because it no longer answers: they are silent.
     """
     try:
-        return program(*arguments)
-    except BrokenPipeError:  # nobody reads any more what is printed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        try:
+            return program(*arguments)
+        finally:
+            sys.stdout.flush()  # what is lost is lost here, and not in Python's own end
+    except OutputLost as lost:
+        if isinstance(lost.__cause__, BrokenPipeError):  # nobody reads any more what is printed
+            sys.exit(141)
+        stop(f"standard output: {reason(lost.__cause__)}", code=1)
     except OSError as error:
         full = error.errno == errno.ENOSPC or "No space left" in str(error)
-        stop(f"the disk is full: {error}; free some space, and --resume goes on" if full else error, code=1)
+        stop(f"the disk is full: {error}; free some space, and --resume goes on" if full else reason(error), code=1)
     except FloatingPointError as error:
         stop(error, code=1)
     except KeyboardInterrupt:
         stop("stopped at once, by Ctrl-C", code=130)
     except Exception as error:
-        if no_memory(error):
-            text = str(error).splitlines()[0][:200] if str(error) else "nothing is left"
-            stop(f"out of memory: lower --micro-batch-size or --max-length ({text})", code=1)
+        if trouble := known(error):
+            stop(trouble, code=1)
         if not first_to_fail():
             sys.exit(1)
         raise  # nobody foresaw it
+
+
+def reason(error):
+    """What an OSError says."""
+    return f"{OUT_OF[error.errno]}: {error}" if getattr(error, "errno", None) in OUT_OF else error
+
+
+def known(error):
+    """What is said of an exception that is no mistake of the program's: memory, threads or a compiler ran out."""
+    text = str(error).partition("\n")[0]
+    if no_memory(error):
+        asked = sys.argv[0].endswith("sample.py")
+        lower = "--num-samples or --num-beams" if asked else "--micro-batch-size or --max-length"
+        return f"out of memory: lower {lower} ({text[:200] or 'nothing is left'})"
+    if isinstance(error, RuntimeError) and "can't start new thread" in text:
+        return OUT_OF[errno.EAGAIN]
+    if any(kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__):
+        return f"--compile: {text}; a C++ compiler is needed, or leave --compile out"
+    return None
 
 
 def no_memory(error):

@@ -1,17 +1,21 @@
-"""Ctrl-C and SIGTERM outside the steps of a run; within them the step is finished first (run/interrupt.py)."""
+"""Ctrl-C, SIGTERM and a terminal that is closed, outside the steps of a run; within them the step is finished first."""
 
 import os
 import signal
 import sys
 from pathlib import Path
 
-from dpo_min.system.launcher import first_process
+from dpo_min.system.launcher import rank
+from dpo_min.system.streams import say_at_once
+
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def on_signals(handler):
-    """Let both signals be handled so."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
+    """Let all of them be handled so; returns what they did before. Under nohup the terminal's end stays ignored."""
+    hangup = getattr(signal, "SIGHUP", None)
+    heard = [number for number in ENDING if number != hangup or signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heard}
 
 
 def interrupt(number, frame):
@@ -22,8 +26,8 @@ def interrupt(number, frame):
 
 def quit_at_once(number, frame):
     """Leave as if killed, which a run survives, but with a line: modules and C++ take no exception everywhere."""
-    if first_process():
+    if not rank():
         name = Path(sys.argv[0]).name
         hint = "; if the run had begun, --resume goes on" if name == "train.py" else ""
-        os.write(2, f"{name}: stopped at once{hint}\n".encode())
+        say_at_once(2, f"{name}: stopped at once{hint}\n")
     os._exit(130)

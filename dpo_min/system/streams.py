@@ -42,8 +42,9 @@ def nowhere(number, mode):
         if descriptor != number:
             os.dup2(descriptor, number)
             os.close(descriptor)
-        os.set_inheritable(number, True)
-    return open(os.devnull, mode, encoding="utf-8")
+        os.set_inheritable(number, True)  # as such streams are: programs that are started have them too
+        return open(number, mode, encoding="utf-8", closefd=False)
+    return open(os.devnull, mode, encoding="utf-8")  # the number is somebody's already
 
 
 def silence():

@@ -34,7 +34,7 @@ from dpo_min.run.job import prepare
 from dpo_min.run.stored_reference import ReferenceLogps
 from dpo_min.run.train_flags import TrainFlags
 from dpo_min.run.watch import Watch, sampled_kl
-from dpo_min.system import program, streams
+from dpo_min.system import program
 from dpo_min.system.files import Lock, read_json, write_atomically
 
 ROOT = Path(train.__file__).parent
@@ -249,15 +249,6 @@ def test_sigterms_are_one_wish_and_a_second_ctrl_c_is_obeyed():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_standard_output_may_close(tmp_path):
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "w") as pipe:
-        for _ in range(3):
-            print("on and on", file=streams.Steady(pipe), flush=True)
-        assert streams.Steady(pipe).isatty() is False
-
-
 # --- broken files -----------------------------------------------------------------------------------------------
 
 
@@ -317,9 +308,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before_it(two, monk
     before = sorted(path.name for path in two[0].rglob("*"))
     state = {"step": 9, "best": 0.5, "totals": {}, "closing": [], "overflows": 0}
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "dpo_min.run.checkpoint.seal", lambda path, state: (_ for _ in ()).throw(OSError(28, "No space left"))
-        )
+        patch.setattr("dpo_min.run.checkpoint.seal", lambda path: (_ for _ in ()).throw(OSError(28, "No space left")))
         with pytest.raises(OSError, match="step-00000009: cannot be written: OSError: No space left; the checkpoint"):
             save_checkpoint(two[0], torture.make_parts(), state)
     assert sorted(path.name for path in two[0].rglob("*")) == before

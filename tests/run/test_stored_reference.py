@@ -277,17 +277,20 @@ def test_an_interrupted_fill_leaves_the_folder_as_it_was(tmp_path, error):
     assert known(filled(tmp_path, groups)) == known(filled(tmp_path / "new", groups))
 
 
-def test_a_disk_that_is_full_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
-    """Kills: a file written in its place, byte by byte."""
+def test_a_folder_that_takes_no_file_stays_as_it_was_and_is_no_reason_to_stop(tmp_path, monkeypatch, capsys):
+    """Kills: a file written in its place, byte by byte; a cache that a run needs."""
 
     def full(file, **arrays):
         file.write(b"PK")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="No space left"):
-        filled(tmp_path, [SMALL])
+    filled(tmp_path, [SMALL])
     assert not list(tmp_path.iterdir())
+    assert "takes no file (No space left on device): another run scores anew" in capsys.readouterr().out
+    (tmp_path / "file").touch()
+    filled(tmp_path / "file" / "cache", [SMALL])
+    assert "takes no file (Not a directory)" in capsys.readouterr().out
 
 
 # ---- a reference that follows ----
