@@ -25,9 +25,12 @@ def picture(title, rows=1, columns=1, size=(4.6, 3.7)):
 
 
 def finish(figure, path):
-    """A legend for each axis that has names, then the file."""
+    """A legend for each new set of names, then the file."""
+    shown = []
     for axis in figure.axes:
-        if axis.get_legend_handles_labels()[0]:
+        labels = axis.get_legend_handles_labels()[1]
+        if labels and labels not in shown:  # the same names again would be said twice
+            shown.append(labels)
             axis.legend(fontsize=8, frameon=False)
     save(figure, path)
 
@@ -74,7 +77,7 @@ def draw_noise(path, found, rates):
 
 def draw_sources(path, found, pairs, repeats):
     """N · KL(π‖π_r) by where the pairs are drawn: theory, and the mean over data sets with two standard errors."""
-    figure, (axis,) = picture("Where the pairs are drawn, and how far many pairs still leave π", size=(7.6, 3.4))
+    figure, (axis,) = picture("How far from the optimum N pairs end, by where they are drawn", size=(7.6, 3.4))
     spots = range(len(found))
     for i, f in enumerate(found.values()):
         name = f"mean of {repeats} data sets ± 2 standard errors" if i == 0 else None
