@@ -26,11 +26,11 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
 
-from dpo_min.judge.pictures import save
 from dpo_min.model.gpt import GPTConfig
 from dpo_min.system import devices
 from experiments import benchmark_rows
 from experiments.benchmark_rows import DECODERS, LEVERS, NEW_TOKENS, PROMPT_TOKENS, TOP_K, read_pairs
+from experiments.pages import save
 
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 BEGIN_DECODING, END_DECODING = "<!-- decoding -->", "<!-- end of decoding -->"

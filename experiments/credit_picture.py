@@ -18,11 +18,11 @@ from dpo_min.data.rows import load_preferences, tokenize
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.judge.credit import spans, token_rewards
 from dpo_min.judge.display import level, signed
-from dpo_min.judge.pictures import save
 from dpo_min.judge.statistics import mean
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.model.weights import load_model
 from experiments.demo import COMPLAINT, COMPLAINT_VERBS, PRAISE, PRAISE_VERBS, reward
+from experiments.pages import save
 
 LESS, MORE = (213 / 255, 94 / 255, 0), (0, 114 / 255, 178 / 255)  # orange and blue, as in display.py
 COLUMNS, SIZE = 100, 9  # characters a line, and points

@@ -8,10 +8,9 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
 
-from dpo_min.judge.pictures import save
 from dpo_min.objective import expectation
 from dpo_min.rl.rlhf import exact_gradient, leave_one_out, likelihood_gradient, sampled_gradient
-from experiments.pages import half_width, scale_kl
+from experiments.pages import half_width, save, scale_kl
 
 STYLES = {  # one marker for each name, so that pictures read in black and white
     "DPO": ("o", "black"),

@@ -7,8 +7,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from dpo_min.judge.pictures import save, typeset
-from experiments.pages import scale_kl, table
+from experiments.pages import save, scale_kl, table, typeset
 
 SOLID, DASHED, DOTTED = (
     {"color": c, "linestyle": s} for c, s in (("black", "-"), ("tab:blue", "--"), ("tab:red", ":"))

@@ -18,12 +18,12 @@ import torch
 
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.decode.generate import generate
-from dpo_min.judge.pictures import save
 from dpo_min.judge.scoring import log_ratios
 from dpo_min.judge.statistics import mean_interval, wilson_interval
 from dpo_min.metrics import wins
 from dpo_min.model.weights import load_model
 from experiments.demo import prompts, review, reward
+from experiments.pages import save
 
 SAMPLES = 4  # to each held-out prompt
 EXAMPLES = 3

@@ -1,7 +1,6 @@
 """Pictures of a run: `python -m dpo_min.judge.pictures runs/demo` draws runs/demo/curves.png."""
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -16,21 +15,6 @@ from dpo_min.judge.statistics import wilson_interval
 TRAIN = {"color": "0.6", "linewidth": 1.0}
 EVAL = {"color": "black", "linewidth": 1.6, "marker": "o", "markersize": 3.5}
 CHOSEN, REJECTED = {"color": "tab:blue", "linestyle": "-"}, {"color": "tab:red", "linestyle": "--"}
-
-
-def typeset(text):
-    """The text with π_ref and π_r as a formula sets them, so that every picture writes the two in the same way."""
-    return re.sub(r"π_(ref|r)(?![a-z])", lambda name: {"ref": r"π$_\mathrm{ref}$", "r": "π$_r$"}[name[1]], text)
-
-
-def save(figure, path, dpi=110):
-    """Write a figure as a PNG, the same bytes for the same picture, and forget it."""
-    for axis in figure.axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    for text in figure.findobj(plt.Text):
-        text.set_text(typeset(text.get_text()))
-    figure.savefig(path, dpi=dpi, format="png", metadata={"Software": None})
-    plt.close(figure)
 
 
 def draw_curves(directory):
@@ -59,7 +43,9 @@ def draw_curves(directory):
         axes[-1].set_title(note, fontsize=8)
     for axis in axes:
         axis.legend(fontsize=8)
-    save(figure, Path(directory) / "curves.png")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(Path(directory) / "curves.png", dpi=110)
+    plt.close(figure)
 
 
 def draw_evaluation(figures, bins, margins, gaps, path):
@@ -88,8 +74,10 @@ def draw_evaluation(figures, bins, margins, gaps, path):
     below.scatter(gaps.tolist(), margins.tolist(), s=8, color="black", alpha=0.4)
     below.set(xlabel="tokens, chosen − rejected", ylabel="reward margin βh (nats)", title="is length what it learnt?")
     for axis in (left, right, below):
+        axis.spines[["top", "right"]].set_visible(False)
         axis.title.set_fontsize(9)
-    save(figure, path)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def plot(axis, lines, key, **style):
