@@ -3,20 +3,18 @@
     python -m experiments.benchmark                                   GPT-2 124M, 24 pairs, on this machine
     python -m experiments.benchmark --data prefs.jsonl.gz --tokenizer gpt2/ --pairs 64
 
-Every row is a process of its own, with the same weights, pairs and steps, so that its peak memory is its own.
-Pairs per second count the reference's pass. Without --data the pairs have random tokens and the lengths of
-real dialogues. Decoding is measured too: prompts of 64 tokens, 64 more drawn among the 50 likeliest. `--part` takes one
-of the two. Renews the tables in --out and the picture beside it.
+Every row is a process of its own, with the same weights, pairs and steps, so that its peak memory is its own
+(benchmark_rows.py). Pairs per second count the reference's pass. Without --data the pairs have random tokens and the
+lengths of real dialogues. Decoding is measured too: prompts of 64 tokens, 64 more drawn among the 50 likeliest.
+Renews the tables in --out, and the picture, which is drawn from the table; `--part` takes one of these.
 """
 
 import argparse
-import copy
 import json
 import math
 import os
 import platform
-import resource
-import statistics
+import re
 import subprocess
 import sys
 import time
@@ -28,133 +26,16 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
 
-from dpo_min.data.batch import batch_logps, pack
-from dpo_min.data.rows import TokenizedPair, load_preferences, tokenize
-from dpo_min.data.tokenizer import load_tokenizer
-from dpo_min.decode.decoding_weights import PackedLinear, decoding_weights
-from dpo_min.decode.generate import generate
-from dpo_min.exact import rectangle
-from dpo_min.logprob import sequence_logprobs, token_logprobs
-from dpo_min.losses import LOSSES
-from dpo_min.model.gpt import GPT, GPTConfig
-from dpo_min.preference import margin
+from dpo_min.model.gpt import GPTConfig
 from dpo_min.system import devices
+from experiments import benchmark_rows
+from experiments.benchmark_rows import DECODERS, LEVERS, NEW_TOKENS, PROMPT_TOKENS, TOP_K, read_pairs
+from experiments.pages import save
 
-BETA, LEARNING_RATE = 0.1, 1e-6
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 BEGIN_DECODING, END_DECODING = "<!-- decoding -->", "<!-- end of decoding -->"
-PROMPT_TOKENS, NEW_TOKENS, TOP_K, DECODING_RUNS = 64, 64, 50, 5
-DECODERS = {
-    "cast": "float32 weights, cast for every token",
-    "held": "weights held in the dtype",
-    "packed": "and packed, as in sample.py",
-}
 STARTS = ["train.py", "--help"], ["sample.py", "--help"], ["-c", "import torch"]
-# name: what is added to the row above it
-LEVERS = {
-    "textbook": "two padded forwards for each model, all logits kept, reference live",
-    "fused log-probs": "only scored positions meet the vocabulary, a slice at a time",
-    "one row per pair": "the prompt is computed once",
-    "reference once": "its log-probabilities before training, without gradients, then the model is freed",
-    "fused AdamW": "one kernel for all of the optimiser's arithmetic",
-    "heap kept": "glibc keeps freed blocks instead of returning them to the system",
-    "compiled": "torch.compile of the model, the compilation itself not counted",
-}
-
-
-def synthetic_pairs(count, vocab_size, seed=0):
-    """Random tokens; lengths log-normal like those of real dialogues: prompts about 110 tokens, answers about 45."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def ids(median, spread, limit):
-        length = int(median * math.exp(spread * torch.randn((), generator=generator).item()))
-        return torch.randint(vocab_size, (min(max(length, 1), limit),), generator=generator).tolist()
-
-    return [TokenizedPair(ids(80, 0.8, 350), ids(30, 0.9, 160), ids(30, 0.9, 160)) for _ in range(count)]
-
-
-def read_pairs(options, vocab_size):
-    """The pairs that are trained on."""
-    if not options.data:
-        return synthetic_pairs(options.pairs, vocab_size)
-    rows, _ = load_preferences([options.data])
-    return tokenize(rows[: options.pairs], load_tokenizer(options.tokenizer), 512)[0]
-
-
-def padded_logps(model, pairs, side, fused):
-    """Log π of one side of each pair, (B,), in rows of their own: the textbook's way, or with the fused gatherer."""
-    rows = [rectangle(pair.prompt_ids, [getattr(pair, side)]) for pair in pairs]
-    width = max(tokens.shape[1] for tokens, _ in rows)
-    pad = torch.nn.functional.pad
-    tokens, mask = (torch.cat([pad(row[k], (0, width - row[k].shape[1])) for row in rows]) for k in (0, 1))
-    tokens, mask = tokens.to(model.head_weight.device), mask.to(model.head_weight.device)
-    hidden = model(tokens)  # (B, T, C)
-    if not fused:
-        return sequence_logprobs(model.logits(hidden), tokens, mask)
-    logps = token_logprobs(hidden[:, :-1][mask[:, 1:]], model.head_weight, tokens[:, 1:][mask[:, 1:]])
-    return torch.segment_reduce(logps, "sum", lengths=mask.sum(dim=-1))
-
-
-def measure(options):
-    """Train with the first levers up to `options.variant`; prints a JSON line: seconds, losses, peak memory."""
-    torch.set_num_threads(options.threads)
-    level = list(LEVERS).index(options.variant)
-    has = {name: i <= level for i, name in enumerate(LEVERS)}
-    device, dtype = devices.choose_device(options.device, options.dtype)
-    if has["heap kept"]:
-        devices.keep_heap()
-    policy = GPT(GPTConfig(*options.shape), torch.Generator().manual_seed(0)).to(device)
-    pairs = read_pairs(options, policy.config.vocab_size)
-    size = options.batch_size
-    steps = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-    fused = has["fused AdamW"] or None
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0, fused=fused)
-    autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
-    if has["compiled"]:
-        policy.compile(dynamic=True)
-
-    def logps(model, chunk):
-        with autocast:
-            if has["one row per pair"]:
-                return batch_logps(model, pack(chunk).to(device)).chunk(2)
-            return [padded_logps(model, chunk, side, has["fused log-probs"]) for side in ("chosen_ids", "rejected_ids")]
-
-    def synchronize():
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    if device == "cuda" or options.compile:  # kernels are loaded, or compiled, at first use: not in the figures
-        for chunk in steps[:2]:
-            with torch.no_grad():
-                logps(policy, chunk)
-            sum(side.sum() for side in logps(policy, chunk)).backward()
-    losses = []
-    synchronize()
-    start = time.perf_counter()
-    stored = None
-    if has["reference once"]:
-        with torch.no_grad():
-            stored = [[side.clone() for side in logps(policy, chunk)] for chunk in steps]
-    else:
-        reference = GPT(policy.config).to(device).requires_grad_(False)
-        reference.load_state_dict(policy.state_dict())
-    for k, chunk in enumerate(steps):
-        optimizer.zero_grad(set_to_none=True)
-        ours = logps(policy, chunk)
-        with torch.no_grad():
-            theirs = stored[k] if stored else logps(reference, chunk)
-        loss = LOSSES["sigmoid"].value(margin(*ours, *theirs), BETA).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.detach())
-    synchronize()
-    seconds = time.perf_counter() - start
-    if device == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform == "linux" else 1)
-    print(json.dumps({"seconds": seconds, "losses": [x.item() for x in losses], "peak": peak}))
+ROW = re.compile(r"^\| \*\*(.+?)\*\*.*? \| ([\d.]+) \| \d+ \| .* \| ([\d.]+) GiB \|", re.MULTILINE)
 
 
 def needed_flops(config, pairs):
@@ -184,46 +65,6 @@ def matmul_peak(device, dtype, size=2048):
     return 2 * size**3 / best
 
 
-def bandwidth(device, size=2**28):
-    """The most bytes a second that a pass over a large array reads: a sum, or on a CPU a packed matrix times a row."""
-    x = torch.ones(size, dtype=torch.bfloat16, device=device)
-    passes = [x.view(torch.int32).sum]
-    if device == "cpu":
-        packed = PackedLinear(x.view(-1, 1024))
-        passes.append(lambda row=x[None, :1024]: packed(row)[0, 0])
-    best = math.inf
-    for _ in range(8):
-        for run_once in passes:
-            start = time.perf_counter()
-            run_once().item()  # waits for a GPU
-            best = min(best, time.perf_counter() - start)
-    return 2 * size / best
-
-
-def measure_decoding(options):
-    """Prints a JSON line: the bytes of weights, the bytes that can be read a second, and tokens a second."""
-    torch.set_num_threads(options.threads)
-    device, dtype = devices.choose_device(options.device, options.dtype)
-    model = GPT(GPTConfig(*options.shape), torch.Generator().manual_seed(0)).to(device)
-    config, rates = model.config, {}
-    size = sum(p.numel() for name, p in model.named_parameters() if name != "wpe.weight") * dtype.itemsize
-    for batch in (1, 8):
-        prompts = torch.randint(config.vocab_size - 1, (batch, PROMPT_TOKENS)).tolist()
-        for way in DECODERS:
-            decoder = {"cast": lambda: model, "held": lambda: copy.deepcopy(model).to(dtype)}.get(way)
-            decoder = decoder() if decoder else decoding_weights(model, dtype)
-            seconds = []
-            for _ in range(1 + DECODING_RUNS):
-                start = time.perf_counter()
-                with torch.autocast(device, dtype, enabled=way == "cast" and dtype != torch.float32):
-                    generate(
-                        decoder, prompts, config.vocab_size - 1, NEW_TOKENS, top_k=TOP_K, min_new_tokens=NEW_TOKENS
-                    )
-                seconds.append(time.perf_counter() - start)
-            rates[f"{way} {batch}"] = batch * NEW_TOKENS / statistics.median(seconds[1:])  # the first warms up
-    print(json.dumps({"bytes": size, "bandwidth": bandwidth(device), "rates": rates}))
-
-
 def decoding_table(options, result):
     """The text on decoding, Markdown."""
     size, most = result["bytes"], result["bandwidth"]
@@ -239,7 +80,7 @@ def decoding_table(options, result):
     device = devices.choose_device(options.device, options.dtype)[0]
     return f"""{hardware(device)}, {options.threads} threads, PyTorch {torch.__version__}, {options.dtype}. Prompts of
 {PROMPT_TOKENS} tokens, {NEW_TOKENS} new ones each, top-k {TOP_K}; the time of the prompts is counted. A step reads
-{size / 1e6:.0f} MB of weights once, however many rows it has; reading alone ran at {most / 1e9:.0f} GB/s, which
+{size / 1e6:.0f} MB of weights once, however many rows it has. Reading alone ran at {most / 1e9:.0f} GB/s, which
 would be {most / size:.0f} steps a second.
 
 """ + "\n".join(lines)
@@ -278,7 +119,7 @@ def hardware(device):
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def table(options, rows):
+def training_table(options, rows):
     """The page's text from name → result, Markdown; ratios are against the first row."""
     device, dtype = devices.choose_device(options.device, options.dtype)
     config = GPTConfig(*options.shape)
@@ -311,23 +152,28 @@ vocabulary {config.vocab_size:,}. The job needs {flops / 1e12:.2f} TFLOP; a matr
 """ + "\n".join(lines)
 
 
-def draw(rows, path):
-    """Seconds of each row, and its peak memory."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    names, results = list(rows)[::-1], list(rows.values())[::-1]
-    axes[0].barh(names, [row["seconds"] for row in results], color="0.4")
-    axes[0].set(xlabel="seconds for the same pairs")
-    axes[1].barh(names, [row["peak"] / 2**30 for row in results], color="0.8", edgecolor="black")
-    axes[1].set(xlabel="peak memory (GiB)")
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+def draw_levers(page, path):
+    """Pairs a second of each row of a page's table, and its peak memory."""
+    rows = [(name, float(rate), float(peak)) for name, rate, peak in ROW.findall(page)]
+    names, rates, peaks = zip(*rows, strict=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    figure.suptitle("Each lever on top of those above it", fontsize=11)
+    bars = axes[0].barh(names, rates, color="0.4"), axes[1].barh(names, peaks, color="0.8", edgecolor="black")
+    for axis, bar, label, form in zip(
+        axes, bars, ("pairs a second", "peak memory (GiB)"), ("%.2f", "%.1f"), strict=True
+    ):
+        axis.bar_label(bar, fmt=form, padding=3, fontsize=8)
+        axis.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
+        axis.margins(x=0.12)
+    save(figure, path)
 
 
 def main():
     """Measure one variant, or all of them and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--part", choices=["training", "decoding"], help="measure only this (default: both)")
+    parser.add_argument(
+        "--part", choices=["training", "decoding", "picture"], help="only this; picture: from the table on the page"
+    )
     parser.add_argument(
         "--variant", choices=[*LEVERS, "decoding"], help="measure this one in this process and print JSON"
     )
@@ -343,33 +189,34 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"), help="the page; its table is replaced")
     options = parser.parse_args()
     if options.variant:
-        measure_decoding(options) if options.variant == "decoding" else measure(options)
+        decoding = options.variant == "decoding"
+        (benchmark_rows.measure_decoding if decoding else benchmark_rows.measure_training)(options)
         return
     page = options.out.read_text(encoding="utf-8") if options.out.exists() else ""
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    if options.part != "decoding":
+    if options.part in (None, "training"):
         page = renewed(page, BEGIN, END, training(options))
-    if options.part != "training":
+    if options.part in (None, "decoding"):
         text = decoding_table(options, run_variant(options, "decoding"))
         print(text)
         page = renewed(page, BEGIN_DECODING, END_DECODING, text + "\n")
     options.out.write_text(page, encoding="utf-8")
-    print(f"written: {options.out}")
+    picture = options.out.parent / "figures" / f"{options.out.stem}.png"
+    if ROW.search(page):
+        picture.parent.mkdir(exist_ok=True)
+        draw_levers(page, picture)
+    print(f"written: {options.out}, {picture}")
 
 
 def training(options):
-    """Measure every lever of training, draw the picture, and return the text."""
+    """Measure every lever of training, and return the text."""
     rows = {}
     for name in [name for name in LEVERS if name != "compiled" or options.compile]:
         rows[name] = run_variant(options, name)
         print(f"{name}: {rows[name]['seconds']:.1f} s, {rows[name]['peak'] / 2**30:.1f} GiB", flush=True)
     start = [f"`python {' '.join(c)}` takes {seconds_of(sys.executable, *c):.2f} s" for c in STARTS]
-    text = table(options, rows) + "\n\n" + ", ".join(start) + ".\n"
+    text = training_table(options, rows) + "\n\n" + ", ".join(start) + ".\n"
     print(text)
-    picture = options.out.parent / "figures" / f"{options.out.stem}.png"
-    picture.parent.mkdir(exist_ok=True)
-    draw(rows, picture)
-    print(f"written: {picture}")
     return text
 
 

@@ -16,6 +16,7 @@ from dpo_min.exact import count_completions
 from dpo_min.gradient import gradient_weight
 from dpo_min.margin_losses import MARGIN_LOSSES
 from dpo_min.objective import expectation, kl_divergence, log_partition, objective, optimal_policy
+from experiments.pages import scale_kl
 
 SOLID = {"color": "black", "linestyle": "-", "linewidth": 1.6}
 DASHED = {"color": "tab:blue", "linestyle": "--", "linewidth": 1.6}
@@ -171,6 +172,7 @@ def draw_optimal_policy():
         axes[name].set(xscale="log", xlabel="β (units of reward per nat)", ylabel=unit)
         axes[name].set_title(heading, **HEADING)
         axes[name].margins(y=0.18)
+    scale_kl(axes["kl"], "y")
     # What both quantities tend to, each written beside its line
     low, high = {"ha": "right", "va": "bottom"}, {"ha": "left", "va": "top"}
     limits = [
@@ -205,13 +207,13 @@ def draw_completions():
 
 
 def draw_losses():
-    """The seven `MARGIN_LOSSES`, value and slope, against x = βh at β = 1, where a slope by h is one by x as well.
+    """Each of the `MARGIN_LOSSES`, value and slope, against x = βh at β = 1, where a slope by h is one by x as well.
 
     A dot marks a value that is least at a finite x, and says at which.
     """
-    names = list(MARGIN_LOSSES)
-    mosaic = [names[:4], [*names[4:], "key"]]
-    figure, axes = panels("The seven losses of the margin, at β = 1", 5.2, mosaic)
+    names, half = [*MARGIN_LOSSES, "key"], (len(MARGIN_LOSSES) + 2) // 2
+    mosaic = [names[:half], names[half:]]
+    figure, axes = panels("The losses of the margin, at β = 1", 5.2, *([row] for row in mosaic))
     h = torch.linspace(-4, 6, 10001, dtype=torch.float64)
     sigmoid = MARGIN_LOSSES["sigmoid"].value(h, beta=1)
     for name, loss in MARGIN_LOSSES.items():

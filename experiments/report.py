@@ -1,9 +1,9 @@
-"""What the demo's model learnt, against the reward that is known: a table in words, in Markdown, and a picture.
+"""What the demo's model learnt, against the reward that is known: a table with examples in Markdown, and a picture.
 
     python -m experiments.report runs/demo
 
-Both models answer prompts whose films no preference ever named. The table and the picture are written
-beside the run as report.md and report.png.
+Both models answer prompts about films that no preference named. The table goes to report.md in the run's directory, and
+the picture to report.png.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from dpo_min.judge.statistics import mean_interval, wilson_interval
 from dpo_min.metrics import wins
 from dpo_min.model.weights import load_model
 from experiments.demo import prompts, review, reward
+from experiments.pages import save
 
 SAMPLES = 4  # to each held-out prompt
 EXAMPLES = 3
@@ -37,7 +38,7 @@ def answer(model, tokenizer, questions, seed):
     return [completion.ids for completion in drawn]
 
 
-def measure(policy, reference, tokenizer, seed=1):
+def ask_both(policy, reference, tokenizer, seed=1):
     """Sample both models on held-out prompts: their texts and true rewards, and the policy's log-ratios."""
     questions = prompts(held_out=True) * SAMPLES
     models = {"reference": reference, "policy": policy}
@@ -69,31 +70,49 @@ def describe(questions, texts, rewards, ratios):
     return "\n".join(lines) + "\n"
 
 
-def draw(policy, reference, tokenizer, beta, rewards, path):
-    """Left: the true reward of both models' answers. Right: the implicit reward of a critic's reviews against it."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    edges = torch.linspace(-4, 4, 33).tolist()
-    left.hist(rewards["reference"].tolist(), edges, color="0.75", edgecolor="0.4", label="reference (before)")
-    left.hist(
-        rewards["policy"].tolist(), edges, color="none", edgecolor="black", hatch="///", label="policy (after DPO)"
-    )
-    left.set(xlabel="true reward of a sampled review", ylabel="reviews", xlim=(-4, 4))
-    left.legend(fontsize=8, loc="upper left")
+def judge_reviews(policy, reference, tokenizer, beta):
+    """(true rewards, implicit rewards) of reviews by the grammar, which neither model wrote, (n,) each."""
     generator = torch.Generator().manual_seed(0)
     questions = prompts(held_out=True) * 2
     reviews = [review(generator) for _ in questions]
-    true = torch.tensor([reward(text) for text in reviews])
     completions = [[*tokenizer.encode(text), tokenizer.end_of_text] for text in reviews]
     ids = [tokenizer.encode(question) for question in questions]
     implicit = beta * log_ratios(policy, reference, ids, completions)
+    return torch.tensor([reward(text) for text in reviews]), implicit
+
+
+def draw_report(sampled, true, implicit, path):
+    """Left: the true reward of both models' answers. Right: implicit against true rewards (n,) of other reviews.
+
+    Args: sampled, "reference" and "policy" → the true rewards of their answers.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    edges = torch.linspace(-4, 4, 33).tolist()
+    filled, hatched = {"color": "0.75", "edgecolor": "0.4"}, {"color": "none", "edgecolor": "black", "hatch": "///"}
+    for name, label, style in (("reference", "before", filled), ("policy", "after DPO", hatched)):
+        mean = sampled[name].mean().item()
+        left.hist(sampled[name].tolist(), edges, label=f"{label}: mean {mean:+.2f}".replace("-", "−"), **style)
+        left.axvline(mean, color="0.4" if name == "reference" else "black", linestyle="--", linewidth=1.4)
+    left.set(xlabel="true reward of a sampled review", ylabel="reviews", xlim=(-4, 4))
+    left.set_title("dashed lines: the two means", fontsize=9)
+    left.legend(fontsize=8, loc="upper left")
     correlation = torch.corrcoef(torch.stack([true, implicit]))[0, 1]
     right.scatter(true, implicit, s=10, color="black", alpha=0.5)
-    right.set(xlabel="true reward", ylabel="implicit reward β log(π/π_ref)")
-    right.set_title(f"{len(true)} reviews neither model wrote: correlation {correlation:.2f}", fontsize=9)
-    for axis in (left, right):
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    constant = (implicit - true).mean().item()
+    ends = torch.tensor([true.min(), true.max()])
+    right.plot(ends, ends + constant, color="tab:blue", linestyle="--", label="slope 1, what the optimum would have")
+    right.set(xlabel="true reward r(x, y)", ylabel="implicit reward β log(π/π_ref)")
+    right.set_title(f"{len(true)} reviews that neither model wrote: correlation {correlation:.2f}", fontsize=9)
+    right.text(
+        0.98,
+        0.03,
+        "the implicit reward lacks β log Z(x),\nan unknown constant of the prompt",
+        transform=right.transAxes,
+        ha="right",
+        fontsize=8,
+    )
+    right.legend(fontsize=8, loc="upper left")
+    save(figure, path)
 
 
 def main():
@@ -104,10 +123,10 @@ def main():
     policy, reference = (load_model(directory / name).requires_grad_(False) for name in ("model", "reference"))
     tokenizer = load_tokenizer(directory / "model")
     beta = json.loads((directory / "config.json").read_text(encoding="utf-8"))["beta"]
-    measured = measure(policy, reference, tokenizer)
+    measured = ask_both(policy, reference, tokenizer)
     table = describe(*measured)
     (directory / "report.md").write_text(table, encoding="utf-8")
-    draw(policy, reference, tokenizer, beta, measured[2], directory / "report.png")
+    draw_report(measured[2], *judge_reviews(policy, reference, tokenizer, beta), directory / "report.png")
     print(table)
 
 

@@ -140,15 +140,20 @@ def sample(weights, n, generator):
     return torch.stack(counts).view_as(weights) / n
 
 
-def asymptotic_kl(world, weights):
-    """N times the expected KL(π‖π_r) after N pairs, for large N: ½ tr(∇²KL (∇²L)⁺) at the optimum.
+def asymptotic_spread(world, weights):
+    """∇²KL (∇²L)⁺ at the optimum, (Y, Y), as M: after many pairs, N, N · KL(π‖π_r) has mean ½ tr M, variance ½ tr M².
 
     Both second derivatives are by log π, (Y, Y); ⁺ is the pseudo-inverse, as adding a constant to every log π changes
     neither. The estimate scatters about π_r with covariance (∇²L)⁺/N, L being a mean −log-likelihood (Fisher 1922).
     """
     loss = torch.autograd.functional.hessian(lambda z: mean_loss(z, world, weights), world.optimum)  # (Y, Y)
     kl = torch.autograd.functional.hessian(lambda z: kl_divergence(z.log_softmax(-1), world.optimum), world.optimum)
-    return torch.trace(kl @ torch.linalg.pinv(loss, hermitian=True)).item() / 2
+    return kl @ torch.linalg.pinv(loss, hermitian=True)
+
+
+def asymptotic_kl(world, weights):
+    """N times the expected KL(π‖π_r) after N pairs, for large N."""
+    return asymptotic_spread(world, weights).trace().item() / 2
 
 
 def fit_samples(world, weights, sizes, repeats, seed=0):

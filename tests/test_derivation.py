@@ -34,6 +34,11 @@ def test_every_link_to_code_leads_to_the_line_that_defines_its_name():
 def test_every_link_leads_to_a_file_and_every_line_number_is_one_that_is_checked(page):
     text = (DOCS / page).read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)]+)\)", text)
+    headings = {
+        re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in re.findall("^#+(.*)", text, re.M)
+    }
+    assert {target[1:] for target in targets if target.startswith("#")} <= headings
+    targets = [target for target in targets if not target.startswith("#")]
     assert targets
     for target in targets:
         assert (DOCS / target.split("#")[0]).is_file(), target

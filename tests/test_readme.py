@@ -1,5 +1,8 @@
-"""The README says nothing that was not run: every command in it is run here, in a copy, on small data."""
+"""README.md and docs/running.md say nothing that was not run: every command in them is run here, on small data."""
 
+import contextlib
+import importlib
+import io
 import os
 import re
 import shutil
@@ -9,13 +12,16 @@ from pathlib import Path
 
 import pytest
 
+import dpo_min
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.run.session import save_model_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+RUNNING = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", README + RUNNING, re.DOTALL)
+COMMANDS = list(dict.fromkeys(line for block in BLOCKS for line in block.splitlines()))  # each once
 
 # What makes them small: fewer pairs, steps and samples for the demo, and no tests inside the tests.
 SMALL = {"PAIRS": "300", "SFT_STEPS": "3", "STEPS": "3", "PYTEST_ADDOPTS": "--collect-only", "OMP_NUM_THREADS": "1"}
@@ -37,7 +43,7 @@ def copy(tmp_path_factory):
     return copy
 
 
-def test_every_command_of_the_readme_runs_in_order(copy):
+def test_every_command_runs_in_order(copy):
     pytest.importorskip("experiments.report", reason="the demo is deletable")
     assert len(COMMANDS) >= 10
     for command in COMMANDS:
@@ -72,26 +78,47 @@ def test_make_alone_lists_the_targets(copy):
         assert re.search(rf"make {target} +\w", shown.stdout), target
 
 
-def test_links_of_the_readme_lead_to_files():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert len(links) > 10
-    for link in links:
-        assert (ROOT / link).exists(), link
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
 
 
-def test_the_readme_is_short_and_tours_every_file():
-    import dpo_min
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file(page):
+    for link in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
+        assert link.startswith("https://") or (ROOT / page).parent.joinpath(link).exists(), link
 
+
+def test_the_python_of_the_readme_prints_what_stands_beside_it():
+    """Kills: a renamed function, another sign, a number that was copied from elsewhere."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, {})
+    assert len(code.splitlines()) == 6
+    assert printed.getvalue().strip() == code.strip().rsplit("# ")[-1]
+
+
+def test_the_map_names_every_file_once_in_reading_order():
+    """A row may name several files, or a family of them as name*.py. Kills: a new file that no stranger would find."""
+    table = README[README.index("## The map") :]
+    wings = {"": dpo_min.READING_ORDER} | {
+        wing: importlib.import_module(f"dpo_min.{wing}").READING_ORDER for wing in dpo_min.WINGS
+    }
     assert len(README.splitlines()) <= 150
-    positions = [README.index(f"dpo_min/{name}.py") for name in dpo_min.READING_ORDER]
-    assert len(positions) == len(dpo_min.READING_ORDER)
+    for wing, names in wings.items():
+        folder = f"dpo_min/{wing}/" if wing else "dpo_min/"
+        found = re.findall(rf"\({folder}(\w+)\.py\)", table)
+        families = re.findall(rf"\[`?(\w+)\*\.py`?\]\({folder.rstrip('/')}\)", table)
+        assert len(found) == len(set(found)) and set(found) <= {*names}, wing
+        missing = [name for name in names if name not in found and not name.startswith(tuple(families))]
+        assert missing == [], f"{wing}: the map of README.md lacks {missing}"
+        assert wing == "system" or found == [name for name in names if name in found], wing
 
 
-def test_the_flags_and_metrics_that_the_readme_names_exist():
+def test_the_flags_and_metrics_that_the_pages_name_exist():
     shown = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     sampler = subprocess.run([sys.executable, "sample.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     evaluator = [sys.executable, "-m", "dpo_min.judge.evaluate", "--help"]
     known = subprocess.run(evaluator, cwd=ROOT, capture_output=True, text=True).stdout
-    known += shown.stdout + sampler.stdout + " --pairs --help --nproc_per_node --check --against"
-    for flag in set(re.findall(r"--[a-z][a-z-]+", README)):
+    known += shown.stdout + sampler.stdout + " --pairs --help --nproc_per_node --png --against"
+    for flag in set(re.findall(r"--[a-z][a-z-]+", README + RUNNING)):
         assert flag in known, flag

@@ -21,7 +21,7 @@ from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.judge.scorers import load_scorer
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.model.config_json import load_config
-from dpo_min.system.flags import COUNT, POSITIVE, SEED, SIZE, flag, parse
+from dpo_min.system.flags import COUNT, POSITIVE, SEED, SIZE, flag, parse, sections
 from dpo_min.system.program import guard, stop
 from dpo_min.system.signals import interrupt, on_signals, quit_at_once
 from dpo_min.system.streams import steady
@@ -62,10 +62,23 @@ class EvaluateFlags:
     png: Path | None = flag(None, "also draw one page: margins, calibration, lengths")
 
 
+GROUPS = sections(
+    EvaluateFlags,
+    "model reference data scorer json",
+    ("what is measured", "skip_bad_rows"),
+    ("memory and speed", "micro_batch_size"),
+    ("what is measured", "seed"),
+    ("memory and speed", "device"),
+    ("output", "json"),
+)
+EXAMPLE = "python -m dpo_min.judge.evaluate --model MODEL --reference REFERENCE --data FILE"
+
+
 def prepare(argv):
     """(flags, settings of the run, tokenizer, pairs, rows that there are, scorer); a mistake ends the program."""
     try:
-        flags, _ = parse(EvaluateFlags, argv, "Is the model better than its reference? Every figure with its interval.")
+        about = "Is the model better than its reference? Every figure with its interval."
+        flags, _ = parse(EvaluateFlags, argv, about, GROUPS, EXAMPLE)
         settings = run_settings(flags.model)
         flags.beta = flags.beta or settings["beta"]
         tokenizer, theirs = (load_tokenizer(directory) for directory in (flags.model, flags.reference))

@@ -27,7 +27,7 @@ import numpy as np
 from dpo_min.data.rows import BadRow, parse_line, read_rows, truncate
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.system import streams
-from dpo_min.system.flags import COUNT, LENGTH, flag, parse
+from dpo_min.system.flags import COUNT, LENGTH, flag, parse, sections
 from dpo_min.system.program import run, stop
 from dpo_min.system.progress import Progress
 
@@ -83,6 +83,10 @@ class LintFlags:
     max_prompt_length: int | None = flag(None, "tokens a truncated prompt keeps; default: half of --max-length", COUNT)
     json: bool = flag(False, "print one JSON object instead of the report")
     png: Path | None = flag(None, "write the report's picture to this file; needs matplotlib")
+
+
+GROUPS = sections(LintFlags, "files against", ("how rows are read", "tokenizer"), ("output", "json"))
+EXAMPLE = "python -m dpo_min.judge.lint prefs.jsonl --against held-out.jsonl"
 
 
 @dataclass
@@ -385,7 +389,7 @@ def as_text(report, flags):
 def main(argv):
     """Check, print, and return the exit code: 0, or 1 where errors were found."""
     try:
-        flags, _ = parse(LintFlags, argv, "Look for what is wrong with a file of preferences.")
+        flags, _ = parse(LintFlags, argv, "Look for what is wrong with a file of preferences.", GROUPS, EXAMPLE)
         if flags.max_prompt_length and flags.max_prompt_length >= flags.max_length:
             raise ValueError(f"--max-prompt-length must stay below --max-length, which is {flags.max_length}")
         if flags.png and (flags.png.suffix != ".png" or not flags.png.absolute().parent.is_dir()):

@@ -21,6 +21,7 @@ from dpo_min.system.flags import (
     is_text,
     parse,
     refuse,
+    sections,
 )
 from dpo_min.system.program import stop
 
@@ -56,10 +57,24 @@ class SampleFlags:
     jsonl: bool = flag(False, "one JSON object an answer, for machines")
 
 
+GROUPS = sections(
+    SampleFlags,
+    "model reference prompt prompts num_samples",
+    ("drawing", "temperature"),
+    ("beams instead of drawing", "num_beams"),
+    ("length", "min_new_tokens"),
+    ("drawing", "seed"),
+    ("memory and speed", "device"),
+    ("the reward of each token, against --reference", "credit"),
+    ("output", "jsonl"),
+)
+EXAMPLE = 'python sample.py --model runs/demo/model --prompt "a review of"'
+
+
 def prepare(argv):
     """(flags, prompts); a mistake ends the program with one line and exit code 2."""
     try:
-        flags, given = parse(SampleFlags, argv, "Ask a model: a prompt in, text out.")
+        flags, given = parse(SampleFlags, argv, "Ask a model: a prompt in, text out.", GROUPS, EXAMPLE)
         check_sampling(flags, given)
         check_credit(flags, given)
         if flags.prompt is not None:

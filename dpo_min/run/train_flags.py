@@ -21,6 +21,7 @@ from dpo_min.system.flags import (
     flag,
     parse,
     refuse,
+    sections,
 )
 from dpo_min.system.launcher import processes
 
@@ -100,6 +101,23 @@ class TrainFlags:
 
 TrainFlags = make_dataclass("TrainFlags", parameter_flags(), bases=(TrainFlags,))
 
+GROUPS = sections(
+    TrainFlags,
+    "data init out loss_type beta",
+    ("data", "eval_data"),
+    ("model", "init"),
+    ("objective", "loss_type"),
+    ("optimiser", "epochs"),
+    ("memory and speed", "micro_batch_size"),
+    ("optimiser", "learning_rate"),
+    ("data", "max_length"),
+    ("model", "n_layer"),
+    ("memory and speed", "dtype"),
+    ("the run", "seed"),
+    ("objective", f"loss_{next(iter(PARAMETERS))}"),
+)
+EXAMPLE = "python train.py --data prefs.jsonl --init gpt2/ --out runs/first"
+
 
 def lacks(losses):
     """A test of flags: whether none of these losses is trained with."""
@@ -141,7 +159,7 @@ def read_flags(argv, about):
 
     Args: about, the line that --help begins with.
     """
-    flags, given = parse(TrainFlags, argv, about)
+    flags, given = parse(TrainFlags, argv, about, GROUPS, EXAMPLE)
     for applies, names, reason in WITHOUT_EFFECT:
         if applies(flags):
             refuse(given, names.split(), reason)

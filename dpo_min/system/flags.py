@@ -104,6 +104,23 @@ def parse(flags_class, argv, description, groups=(), example=""):
     return flags_class(**given), set(given)
 
 
+def sections(flags_class, first, *starts):
+    """The groups of `parse`: the flags to know first, then the others in sections, in the order of their definition.
+
+    Args:
+        first: names of fields, in one string.
+        starts: (title, the field that opens the section); fields before the first section belong to it, and sections
+            of one title are one group.
+    """
+    groups, opens = {"to begin with": first.split()}, {name: title for title, name in starts}
+    title = starts[0][0]
+    for f in fields(flags_class):
+        title = opens.get(f.name, title)
+        if f.name not in groups["to begin with"]:
+            groups.setdefault(title, []).append(f.name)
+    return [(title, " ".join(names)) for title, names in groups.items()]
+
+
 def spelling(field):
     """What a flag is called on the command line."""
     return field.metadata["values"] if field.metadata["positional"] else "--" + field.name.replace("_", "-")
@@ -130,7 +147,7 @@ def add_argument(parser, field):
     else:
         settings |= {"type": converter(kind, about["accepts"]), "choices": about["choices"]}
         if not about["choices"]:
-            settings["metavar"] = {int: "N", float: "X", Path: "DIR", str: "TEXT"}[kind]
+            settings["metavar"] = {int: "N", float: "X", Path: "PATH", str: "TEXT"}[kind]
     parser.add_argument(spelling(field), dest=field.name, **settings)
 
 

@@ -240,3 +240,10 @@ def test_the_weight_is_how_wrong_the_pair_is():
     for note, left in (("ranked wrongly: weight above ½", True), ("ranked rightly: weight below ½", False)):
         (text,) = [text for text in axis.texts if text.get_text() == note]
         assert (text.get_position()[0] < 0) is left
+
+
+def test_an_eighth_loss_has_a_panel_without_anybody_adding_one(monkeypatch):
+    """Kills: a list of the losses, or their number, beside the table."""
+    monkeypatch.setattr(figures, "MARGIN_LOSSES", figures.MARGIN_LOSSES | {"another": figures.MARGIN_LOSSES["hinge"]})
+    labels = [axis.get_label() for axis in figures.draw_losses().axes]
+    assert labels == [*figures.MARGIN_LOSSES, "key"] and labels[-2] == "another"

@@ -2,7 +2,6 @@
 
 import json
 import math
-import statistics
 from argparse import Namespace
 from dataclasses import asdict, replace
 
@@ -18,7 +17,7 @@ from dpo_min.objective import expectation, kl_divergence, optimal_policy
 from dpo_min.rl.rlhf import best_of_n
 
 frontier = pytest.importorskip("experiments.frontier", reason="the experiments are deletable, and need matplotlib")
-from experiments import frontier_page, lessons, methods, theorem  # noqa: E402
+from experiments import frontier_curve, frontier_pictures, methods, pages  # noqa: E402
 
 SEEDS = st.integers(0, 10**6)
 
@@ -39,7 +38,7 @@ def test_no_policy_crosses_the_optimums_curve(seed, count, width, n):
     log_ref, reward = draws(seed, count).log_softmax(-1), draws(seed + 1, count)
     for log_policy in ((log_ref + width * draws(seed + 2, count)).log_softmax(-1), best_of_n(log_ref, reward, n)):
         kl, found = place(log_policy, log_ref, reward)
-        assert frontier_page.optimum_reward(log_ref, reward, kl) - found >= -1e-9
+        assert frontier_curve.optimum_reward(log_ref, reward, kl) - found >= -1e-9
 
 
 @given(SEEDS, st.integers(2, 9), st.floats(0.05, 20))
@@ -47,7 +46,7 @@ def test_the_curve_is_reached_by_the_optimum_so_a_point_above_it_is_seen(seed, c
     """E_{π_r}[r] lies on it to 1e−7. Kills: a curve that is safe because it is too high."""
     log_ref, reward = draws(seed, count).log_softmax(-1), draws(seed + 1, count)
     kl, best = place(optimal_policy(log_ref, reward, beta), log_ref, reward)
-    curve = frontier_page.optimum_reward(log_ref, reward, kl)
+    curve = frontier_curve.optimum_reward(log_ref, reward, kl)
     assert_close(curve, best, rtol=0, atol=1e-7)
     assert curve - (best + 1e-6) < -frontier.TOLERANCE
 
@@ -72,7 +71,7 @@ def test_a_run_of_each_kind_is_measured_exactly_and_stays_below_the_curve(exact,
     line = methods.run(replace(language, reward_fit={"steps": 2, "batch_size": 32}), method, 0, points=2)
     assert [point["step"] for point in line["path"]] == [0, 2, 4]
     assert line["path"][0]["kl"] == pytest.approx(0, abs=1e-12) and line["path"][-1]["kl"] > 1e-6
-    assert min(frontier_page.gaps(world, line["path"])) >= -frontier.TOLERANCE
+    assert min(frontier_curve.gaps(world, line["path"])) >= -frontier.TOLERANCE
     updates = {"ppo": 4 * method.epochs * method.minibatches + 2}.get(method.kind, 4)
     assert line["updates"] == updates
     assert (line["generated"] >= 4 * 64) == (method.kind in ("reinforce", "ppo"))
@@ -111,14 +110,14 @@ def test_reward_at_equal_kl_lies_on_the_line_between_two_measurements(steps, sha
     expected = before["reward"] + (wanted - before["kl"]) / (after["kl"] - before["kl"]) * (
         after["reward"] - before["reward"]
     )
-    assert frontier_page.reward_at(path, wanted) == pytest.approx(expected, abs=1e-9)
-    assert frontier_page.reward_at(path, kl + 0.01) is None
+    assert frontier_curve.reward_at(path, wanted) == pytest.approx(expected, abs=1e-9)
+    assert frontier_curve.reward_at(path, kl + 0.01) is None
 
 
 def test_an_interval_is_students_and_one_run_has_none():
     """3, 5, 10: mean 6, deviation √13, and 4.303 √(13/3). Kills: the normal's 1.96, n for n − 1."""
-    assert frontier_page.with_interval([3.0, 5.0, 10.0], 2) == f"6.00 ± {4.303 * math.sqrt(13 / 3):.2f}"
-    assert frontier_page.with_interval([1.25]) == "1.250"
+    assert pages.with_interval([3.0, 5.0, 10.0], 2) == f"6.00 ± {4.303 * math.sqrt(13 / 3):.2f}"
+    assert pages.with_interval([1.25]) == "1.250"
 
 
 def tiny_part(monkeypatch, tmp_path):
@@ -160,44 +159,47 @@ def test_a_point_above_the_curve_ends_the_command_with_an_error(monkeypatch, tmp
     assert (tmp_path / "figures" / "frontier.png").exists() and (tmp_path / "figures" / "frontier-bandit.png").exists()
 
 
-# The lessons' fit.
+# The picture.
 
 
-def fit_a_lesson(seed):
-    """(points of a fit, its 4000 pairs, how often each pair is drawn); what is held out are the same pairs, flipped."""
-    world = theorem.make_world(vocab_size=3, max_new_tokens=2)
-    weights = theorem.all_preferences(world)
-    pairs = lessons.draw(weights, 4000, seed)
-    return lessons.fit(world, pairs, pairs.flip(1), steps=30, measure_every=15, seed=seed), pairs, weights
+def ends(*places):
+    """Groups of two runs each, as the picture takes them, whose ends lie about the given (KL, E[r])."""
+    found = {}
+    for i, (kl, reward) in enumerate(places):
+        name = [*frontier_pictures.STYLES][i % 7]
+        start = {"kl": 0.0, "reward": 0.0}
+        runs = [{"path": [start, {"kl": kl * share, "reward": reward + share}]} for share in (0.99, 1.01)]
+        found[methods.Method(name, "sigmoid", 1e-3, 1, 1, beta=0.1 * (i + 1))] = runs
+    return found
 
 
 @settings(max_examples=5)
-@given(SEEDS)
-@example(2722)
-def test_a_lesson_is_fitted_by_the_same_loss_and_measured_where_it_says(seed):
-    """Of flipped pairs −log σ(−x) exceeds −log σ(x) by x, whatever was learnt: by the margin, on average.
-
-    Kills: sides swapped on the way from the weights, a held-out loss of trained pairs, passes counted in steps.
-    """
-    points, pairs, weights = fit_a_lesson(seed)
-    assert (weights[pairs[:, 0], pairs[:, 1]] > 0).all() and (pairs[:, 0] != pairs[:, 1]).all()
-    assert [point["passes"] for point in points] == [0, 0.375, 0.75]
-    start = [points[0][key] for key in ("loss", "held_out", "margin")]
-    assert start == pytest.approx([math.log(2), math.log(2), 0], abs=1e-12)
-    assert points[-1]["margin"] != 0
-    for point in points:
-        assert point["held_out"] - point["loss"] == pytest.approx(point["margin"], abs=1e-12)
-
-
-def test_a_lesson_learns_what_its_pairs_say():
-    """On average over four fits; a single one of 30 steps may be worse than its start. Kills: flipped pairs."""
-    first, last = zip(*((points[0], points[-1]) for points, *_ in map(fit_a_lesson, range(4))), strict=True)
-    mean = {key: statistics.fmean(point[key] for point in last) for key in last[0]}
-    assert mean["loss"] < math.log(2) < mean["held_out"] and mean["margin"] > 0
-    assert mean["distance"] < first[0]["distance"] and mean["reward"] > first[0]["reward"]
-
-
-def test_every_lesson_has_its_picture_and_its_words():
-    """Kills: a picture that the page forgot."""
-    for name, text in lessons.TEXT.items():
-        assert f"figures/data-{name}.png" in text and "{table}" in text
+@given(st.lists(st.tuples(st.floats(0.01, 11), st.floats(-1, 3)), min_size=1, max_size=9))
+@example([(0.02, 0.1)] * 3 + [(0.03, 0.1)] * 3)
+@example([(200.0, 1.0), (1.0, 1.0)])
+def test_every_method_stands_in_the_picture_with_its_setting_and_no_setting_covers_another(places):
+    """Kills: an end that is left out, an interval of half the width, a label on a label, an end lost at the edge."""
+    groups, drawn = ends(*places), []
+    optima = [{"kl": kl, "reward": kl**0.5} for kl in (0.0, 1.0, 4.0)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frontier_pictures, "save", lambda figure, path: drawn.append(figure))
+        frontier_pictures.draw_frontier([("a language", optima, optima, groups)], None)
+    (axis,) = drawn[0].axes
+    drawn[0].draw_without_rendering()
+    inside = [m for m, runs in groups.items() if runs[0]["path"][-1]["kl"] <= frontier_pictures.WIDEST]
+    assert len(axis.containers) == len(inside)
+    for m, bars in zip(inside, axis.containers, strict=True):
+        kl, reward = ([run["path"][-1][key] for run in groups[m]] for key in ("kl", "reward"))
+        assert [bars.lines[0].get_xdata()[0], bars.lines[0].get_ydata()[0]] == pytest.approx(
+            [sum(kl) / 2, sum(reward) / 2]
+        )
+        ((x, low), (_, high)) = bars.lines[2][1].get_segments()[0]
+        assert high - low == pytest.approx(2 * pages.half_width(reward)) and x == pytest.approx(sum(kl) / 2)
+    notes = {text.get_text(): text for text in axis.texts}
+    boxes = [notes[m.label.split(", ")[-1]].get_window_extent() for m in inside if m.label.split(", ")[-1] in notes]
+    assert len(boxes) >= min(len(inside), 3)
+    assert not any(
+        box.shrunk(0.9, 0.8).overlaps(other.shrunk(0.9, 0.8)) for i, box in enumerate(boxes) for other in boxes[:i]
+    )
+    for m in groups.keys() - set(inside):
+        assert any(m.label in text for text in notes)
