@@ -128,7 +128,7 @@ class Tokenizer:
 
 
 def word_finder(words, late, form):
-    """(pattern, text → id) of the `words` of a tokenizer that are looked for late, or early; the longest comes first."""
+    """(pattern, text → id) of the `words` that are looked for early, or late; of two at a place the longer counts."""
     ids = {form(text): i for text, (i, after_nfc) in words.items() if after_nfc is late}
     return re.compile("|".join(map(re.escape, sorted(ids, key=len, reverse=True))) or "(?!)"), ids
 

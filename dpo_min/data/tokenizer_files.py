@@ -152,7 +152,8 @@ def parse_two_files(files):
     """(vocabulary, merges as tuples) of vocab.json and merges.txt."""
     vocab, merges = (files.texts[name] for name in files.pair)
     lines = merges.replace("\r\n", "\n").split("\n")
-    return parse(files.pair[0], vocab), [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :] if line]
+    lines = lines[lines[0].startswith("#version") :]
+    return parse(files.pair[0], vocab), [tuple(line.split(" ")) for line in lines if line]
 
 
 def make_one_file(files, directory):
