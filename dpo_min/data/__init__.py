@@ -7,6 +7,10 @@ READING_ORDER = (
     "tokenizer_files",
     "tokenizer",
     "rows",
+    "hashed_files",
+    "workers",
+    "blocks",
+    "cache_directory",
     "cache",
     "batch",
 )
