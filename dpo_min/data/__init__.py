@@ -1,3 +1,16 @@
 """From a line of JSON to the tensors of a step: row → `Preference` → `TokenizedPair` → `Batch`."""
 
-READING_ORDER = ("tokenizer", "rows", "cache", "batch")
+READING_ORDER = (
+    "tokenizer_merges",
+    "tokenizer_pieces",
+    "tokenizer_added",
+    "tokenizer_files",
+    "tokenizer",
+    "rows",
+    "hashed_files",
+    "workers",
+    "blocks",
+    "cache_directory",
+    "cache",
+    "batch",
+)

@@ -136,10 +136,11 @@ def render_completion(messages):
     return text.removeprefix(ASSISTANT)
 
 
-def read_rows(path):
+def read_rows(path, opener=open):
     """Yield (line number, line as bytes, position) of a .jsonl or .jsonl.gz file, without blank lines.
 
     The position is how many bytes of the file have been read so far, 0 where that is not known, as of a pipe.
+    `opener` takes the place of `open`.
 
     Raises:
         ValueError: the file is missing, a directory, unreadable, or broken gzip; it holds no row, a row longer than
@@ -147,7 +148,7 @@ def read_rows(path):
     """
     empty, read = True, 0
     try:
-        with open(path, "rb") as raw, gzip.GzipFile(fileobj=raw) if is_gzip(path) else raw as lines:
+        with opener(path, "rb") as raw, gzip.GzipFile(fileobj=raw) if is_gzip(path) else raw as lines:
             seekable = raw.seekable()
             for number, line in enumerate(iter(lambda: lines.readline(MAX_ROW + 1), b""), start=1):
                 read += len(line)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dpo_min.data.cache import data_hash
+from dpo_min.data.hashed_files import NOTHING
 from dpo_min.model.weights import model_fingerprint, save_model
 from dpo_min.run import checkpoint, directory, distributed, resume
 from dpo_min.run.calendar import count_steps
@@ -21,7 +21,8 @@ def identity_of(job, policy, reference):
     """Everything that determines a run, name → value, as its config.json keeps it; the models as they begin."""
     flags = job.flags
     device, dtype = choose_device(flags.device, flags.dtype)
-    hashes = [data_hash(paths, flags.cache) for paths in (flags.data, flags.eval_data, flags.sft_data)]
+    read = (flags.data, job.pairs), (flags.eval_data, job.held_out), (flags.sft_data, job.sft_pairs)
+    hashes = [pairs.sha256 if paths else NOTHING for paths, pairs in read]
     hashes += [job.tokenizer.fingerprint(), flags.init and model_fingerprint(policy)]
     now = dict(zip(resume.HASHES, hashes, strict=False))  # the reference comes last
     if reference or flags.loss_type == "sft" or flags.init:  # one that is fitted here has no hash yet

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpo_min.data import cache
-from dpo_min.data.cache import Pairs, data_hash, prepare_pairs
-from dpo_min.data.rows import Preference, fingerprint, load_preferences, split_preferences, tokenize
+from dpo_min.data import blocks, cache, cache_directory
+from dpo_min.data.cache import Pairs, prepare_pairs
+from dpo_min.data.hashed_files import data_hash
+from dpo_min.data.rows import Preference, load_preferences, split_preferences, tokenize
 from dpo_min.data.tokenizer import Tokenizer, load_tokenizer
 from dpo_min.run import job
+from dpo_min.system.files import Lock, sha256
 
 BYTES = load_tokenizer("bytes")
 MERGES = Tokenizer({bytes([b]): b for b in range(256)} | {b"ab": 70_000, b"aab": 70_001}, 256)  # ids beyond 16 bits
@@ -74,7 +76,7 @@ def no_tokenizing(monkeypatch):
     def fail(*_):
         raise AssertionError("tokenized again")
 
-    return lambda: monkeypatch.setattr(cache, "tokenize", fail)
+    return lambda: monkeypatch.setattr(blocks, "tokenize", fail)
 
 
 def caches(directory):
@@ -102,7 +104,7 @@ def test_the_pairs_are_those_of_the_plain_functions(folder, files, skip, length,
     for tokenizer in (BYTES, MERGES):
         limits = {"tokenizer": tokenizer, "length": length, "prompt_length": length // 2, "skip": skip}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cache, "BLOCK", block)
+            patch.setattr(blocks, "BLOCK", block)
             prepared = outcome(prepare, paths, directory, small=0 if disk else 2**20, **limits)
         assert prepared == outcome(plainly, paths, **limits)
     assert disk or not directory.exists()
@@ -135,8 +137,8 @@ def test_views_are_sequences_of_the_same_pairs(tmp_path):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_processes_change_nothing(tmp_path, monkeypatch, workers):
     """Kills: results in the order in which they are finished, blocks lost at the end. 600 rows are some 24 blocks."""
-    monkeypatch.setattr(cache, "BLOCK", 1500)
-    monkeypatch.setattr(cache, "QUICK", 0)
+    monkeypatch.setattr(blocks, "BLOCK", 1500)
+    monkeypatch.setattr(blocks, "QUICK", 0)
     paths = [prefs(tmp_path / "a.jsonl", 500), prefs(tmp_path / "b.jsonl", 100)]
     prepared = prepare(paths, tmp_path / "cache", workers=workers)
     assert outcome(lambda: prepared) == outcome(plainly, paths)
@@ -193,17 +195,6 @@ def test_a_tokenizer_is_known_by_its_vocabulary(tmp_path):
     assert len({t.fingerprint() for t in (BYTES, MERGES, Tokenizer(swapped, 256), Tokenizer(MERGES.ranks, 300))}) == 4
 
 
-@given(st.integers(0, 10**9), st.integers(1, 255))
-def test_any_byte_of_the_data_that_changes_is_noticed_however_soon(folder, place, flip):
-    """Kills: trust in size and time of a file that was written a moment ago."""
-    path, directory = prefs(folder / "changing.jsonl"), folder / "notes"
-    before = data_hash([path], directory, small=0)
-    content = bytearray(path.read_bytes())
-    content[place % len(content)] ^= flip
-    path.write_bytes(content)
-    assert data_hash([path], directory, small=0) == fingerprint([path]) != before
-
-
 def test_the_same_bytes_cut_into_other_files_or_read_as_gzip_are_other_data(tmp_path):
     (tmp_path / "sub").mkdir()
     one, two = rows(1)[0].encode() + b"\n", rows(2, 1)[0].encode() + b"\n\n"
@@ -213,33 +204,18 @@ def test_the_same_bytes_cut_into_other_files_or_read_as_gzip_are_other_data(tmp_
         for path, content in zip(paths, (first, second, second), strict=True):
             path.write_bytes(content)
         what = {"tokenizer": BYTES}
-        keys += [cache.cache_key([paths[0], path], what, fingerprint([paths[0], path])) for path in paths[1:]]
+        keys += [cache_directory.cache_key([paths[0], path], what, data_hash([paths[0], path])) for path in paths[1:]]
     assert len(set(keys)) == 6
-
-
-def test_an_old_file_is_hashed_once_until_anything_about_it_changes(tmp_path, monkeypatch):
-    path = prefs(tmp_path / "a.jsonl")
-    monkeypatch.setattr(cache, "SETTLED", -1)  # any age is old enough
-    first = data_hash([path], tmp_path, small=0)
-    assert first == fingerprint([path])
-    with monkeypatch.context() as patch:
-        patch.setattr(cache, "fingerprint", None)
-        assert data_hash([path], tmp_path, small=0) == first
-        os.utime(path)
-        with pytest.raises(TypeError):
-            data_hash([path], tmp_path, small=0)
-    (tmp_path / "hashes.json").write_text("{")
-    assert data_hash([path], tmp_path, small=0) == first
 
 
 # Whole or not there
 
 
-@pytest.mark.parametrize(("fail_at", "error"), [(3, KeyboardInterrupt), (10, KeyboardInterrupt), (10, OSError)])
+@pytest.mark.parametrize(("fail_at", "error"), [(3, KeyboardInterrupt), (10, KeyboardInterrupt), (10, ValueError)])
 def test_an_interrupted_build_leaves_no_cache(tmp_path, monkeypatch, fail_at, error):
     path = prefs(tmp_path / "a.jsonl")
-    monkeypatch.setattr(cache, "BLOCK", 500)
-    real, calls = cache.encode_block, []
+    monkeypatch.setattr(blocks, "BLOCK", 500)
+    real, calls = blocks.encode_block, []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -248,7 +224,7 @@ def test_an_interrupted_build_leaves_no_cache(tmp_path, monkeypatch, fail_at, er
             raise error
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(cache, "encode_block", interrupted)
+    monkeypatch.setattr(blocks, "encode_block", interrupted)
     with pytest.raises(error):
         prepare([path], tmp_path / "cache")
     assert caches(tmp_path / "cache") == []
@@ -263,16 +239,17 @@ def test_a_bad_row_is_named_before_any_row_is_tokenized(tmp_path, monkeypatch):
         prepare([path], tmp_path / "cache")
 
 
-def test_a_bad_row_leaves_no_cache_and_an_abandoned_one_is_removed(tmp_path):
+def test_a_bad_row_leaves_no_cache_and_an_abandoned_one_is_removed_if_it_is_ours(tmp_path):
     path = write(tmp_path / "a.jsonl", [row.encode() for row in rows(5)] + [b"{"])
-    for age in (0, 2 * cache.ABANDONED):
-        dead = tmp_path / "cache" / f"{age}.partial"
+    names = {"new.dpo_min-01234567.partial": 0, "old.dpo_min-01234567.partial": 1, "someone's.partial": 1}
+    for name, old in names.items():
+        dead = tmp_path / "cache" / name
         dead.mkdir(parents=True)
         (dead / "tokens.bin").touch()
-        os.utime(dead / "tokens.bin", (1e9, 1e9) if age else None)
+        os.utime(dead / "tokens.bin", (1e9, 1e9) if old else None)
     with pytest.raises(ValueError, match=r"a.jsonl:6: not JSON"):
         prepare([path], tmp_path / "cache")
-    assert caches(tmp_path / "cache") == ["0.partial"]
+    assert caches(tmp_path / "cache") == ["new.dpo_min-01234567.partial", "someone's.partial"]
 
 
 @pytest.mark.parametrize("name", ["rows.bin", "tokens.bin", "cache.json"])
@@ -293,30 +270,77 @@ def test_a_damaged_cache_is_made_anew(tmp_path, name, damage):
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     path = prefs(tmp_path / "a.jsonl")
-    real = cache.encode_block
+    real = blocks.encode_block
 
     def meanwhile(*args, **kwargs):
-        os.utime(path, (1, 1))
+        path.write_bytes(path.read_bytes().replace(b"q59", b"q60"))
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(cache, "encode_block", meanwhile)
+    monkeypatch.setattr(blocks, "encode_block", meanwhile)
     with pytest.raises(ValueError, match=r"a\.jsonl: changed while it was read"):
         prepare([path], tmp_path / "cache")
     assert caches(tmp_path / "cache") == []
+
+
+def test_a_damaged_cache_in_which_somebody_else_keeps_a_file_stays(tmp_path, capsys):
+    """Kills: the removal of a whole directory because of its name."""
+    path = prefs(tmp_path / "a.jsonl")
+    expected = outcome(prepare, [path], tmp_path / "cache")
+    (place,) = (tmp_path / "cache").glob("*/cache.json")
+    place.write_text("{")
+    (place.parent / "notes.txt").write_text("mine")
+    assert outcome(prepare, [path], tmp_path / "cache") == expected
+    assert (place.parent / "notes.txt").read_text() == "mine"
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+# A convenience, not a condition
+
+
+@pytest.mark.parametrize("way", ["a file is in the way", "its lock is held", "its lock is a pipe", "the disk is full"])
+def test_without_a_cache_the_pairs_are_the_same_and_a_line_says_so(tmp_path, monkeypatch, capsys, way):
+    """Kills: a run that ends because of what "may be deleted", or that waits for ever."""
+    path, directory, held = prefs(tmp_path / "a.jsonl"), tmp_path / "cache", nullcontext()
+    directory.mkdir(exist_ok=True)
+    if way == "a file is in the way":
+        directory.rmdir()
+        directory.write_text("mine")
+    elif way == "its lock is held":
+        held = Lock(directory / ".lock")
+        monkeypatch.setattr(cache, "PATIENCE", 0)
+    elif way == "its lock is a pipe":
+        os.mkfifo(directory / ".lock")
+    else:
+        monkeypatch.setattr(cache_directory, "FILES", ("/dev/full", "tokens.bin"))
+    with held:
+        pairs, counts = prepare([path], directory)
+    assert outcome(lambda: (pairs, counts)) == outcome(plainly, [path])
+    assert pairs.sha256 == sha256(path)
+    said = capsys.readouterr().out
+    assert said.startswith(f"data: no cache in {directory}: ") and said.count("\n") == 1
+
+
+def test_a_cache_that_is_there_needs_no_lock(tmp_path, no_tokenizing):
+    """As where it lies on a volume that is only to be read."""
+    path = prefs(tmp_path / "a.jsonl")
+    first = outcome(prepare, [path], tmp_path / "cache")
+    no_tokenizing()
+    with Lock(tmp_path / "cache" / ".lock"):
+        assert outcome(prepare, [path], tmp_path / "cache") == first
 
 
 def test_two_builders_of_the_same_cache_both_end_with_it(tmp_path, monkeypatch):
     """Without a lock, which not every file system has: the second begins, and finishes, in the middle of the first."""
     monkeypatch.setattr(cache, "Lock", lambda *args, **kwargs: nullcontext())
     path = prefs(tmp_path / "a.jsonl")
-    real, expected = cache.encode_block, outcome(plainly, [path])
+    real, expected = blocks.encode_block, outcome(plainly, [path])
 
     def second(*args, **kwargs):
-        monkeypatch.setattr(cache, "encode_block", real)
+        monkeypatch.setattr(blocks, "encode_block", real)
         assert outcome(prepare, [path], tmp_path / "cache") == expected
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(cache, "encode_block", second)
+    monkeypatch.setattr(blocks, "encode_block", second)
     assert outcome(prepare, [path], tmp_path / "cache") == expected
     assert len(caches(tmp_path / "cache")) == 1
 

@@ -1,0 +1,138 @@
+"""Data files, hashed as they are read, so that a hash is always that of the very bytes that were trained on.
+
+A pipe can be read only once, and any file may change between two readings. Of large files the hash is noted in
+hashes.json in the cache, to be computed again only if a file's stamp shows a change; whatever the note says, pairs
+come from a cache that has the hash in its name, and that was made of bytes that had it.
+"""
+
+import hashlib
+import io
+import json
+import os
+import stat
+import time
+from contextlib import suppress
+
+from dpo_min.data.rows import unreadable
+from dpo_min.system.files import make_directory, read_json, write_atomically
+
+SETTLED = 2  # seconds after which a change of a file is sure to change its time stamp
+
+
+class Hashed(io.RawIOBase):
+    """A file that is read once, from its beginning to its end, and hashed on the way."""
+
+    def __init__(self, path):
+        self.file, self.sha256, self.size = open(path, "rb", buffering=0), hashlib.sha256(), 0  # noqa: SIM115
+
+    def readinto(self, buffer):
+        """As of every file."""
+        size = self.file.readinto(buffer)
+        self.sha256.update(memoryview(buffer)[:size])
+        self.size += size
+        return size
+
+    def readable(self):
+        """Yes."""
+        return True
+
+    def seekable(self):
+        """Whether it can say how far it has been read."""
+        return self.file.seekable()
+
+    def seek(self, offset, whence=0):
+        """Where reading is, and no way to move it."""
+        if (offset, whence) != (0, os.SEEK_CUR):
+            raise io.UnsupportedOperation("a file that is hashed is read in one go")
+        return self.size
+
+    def close(self):
+        """As of every file."""
+        self.file.close()
+        super().close()
+
+
+class Reading:
+    """One reading of several files, in their order, for the hash of all that was read."""
+
+    def __init__(self):
+        self.files = []
+
+    def open(self, path, mode="rb"):
+        """In the place of `open`."""
+        self.files.append(Hashed(path))
+        return io.BufferedReader(self.files[-1], 2**17)
+
+    def sha256(self):
+        """The SHA-256 of a file's bytes; of several files that of their hashes, and so of where one of them ends."""
+        hashes = [file.sha256.hexdigest() for file in self.files]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+NOTHING = Reading().sha256()  # the hash of no file
+
+
+def data_hash(paths):
+    """The hash of the files as they are now.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    reading = Reading()
+    for path in paths:
+        try:
+            with reading.open(path) as file:
+                while file.read(2**20):
+                    pass
+        except OSError as error:
+            raise unreadable(path, error) from error
+    return reading.sha256()
+
+
+# Notes
+
+
+def stamps_of(paths):
+    """What shows that a file has changed, of each: [size, last write, last change of any kind, inode]; [] of a pipe."""
+    stamps = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        regular = stat.S_ISREG(status.st_mode)
+        stamps.append([status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino] if regular else [])
+    return stamps
+
+
+def noted_hash(notes, paths, stamps):
+    """The hash that the file `notes` has of the files with these stamps, or None; a damaged note is none."""
+    with suppress(ValueError, LookupError, TypeError):
+        noted = read_json(notes)[name_of(paths)]
+        if noted == note_of(paths, stamps, noted["sha256"]):
+            return noted["sha256"]
+    return None
+
+
+def note_hash(notes, paths, stamps, digest):
+    """Add the hash to the file `notes`, unless one of the files may still change without a change of its stamp."""
+    now = time.time_ns()
+    if all(now - changed > SETTLED * 10**9 for _, *times, _ in stamps for changed in times):
+        try:
+            known = read_json(notes)
+        except ValueError:
+            known = {}
+        make_directory(notes.parent)
+        with write_atomically(notes) as file:
+            file.write(json.dumps(known | {name_of(paths): note_of(paths, stamps, digest)}, indent=1).encode())
+
+
+def name_of(paths):
+    """What files are called in the notes."""
+    return "\n".join(map(os.path.abspath, paths))
+
+
+def note_of(paths, stamps, digest):
+    """What is noted of files: their stamps, their hash, and a sum over both."""
+    check = hashlib.sha256(json.dumps([name_of(paths), stamps, digest]).encode()).hexdigest()
+    return {"stamps": stamps, "sha256": digest, "check": check}
