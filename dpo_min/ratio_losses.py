@@ -15,9 +15,9 @@ decides (β-DPO, arXiv:2407.08639): the same step in other micro-batches would t
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf
 
-from torch import expm1, finfo, sigmoid
+from torch import expm1, finfo, sigmoid, where
 from torch.nn.functional import logsigmoid
 
 from dpo_min.objective import check_beta
@@ -247,3 +247,48 @@ RATIO_LOSSES = {
         "from DPO (α = 0) to forward_kl (α = 1): a and b are pushed e^−αa and e^−αb times as hard",
     ),
 }
+
+
+# Σ_k −log[e^{x_k} / Σ_{j≥k} e^{x_j}] with x = βa, best first: who comes next, again and again; for K = 2, `sigmoid`
+def plackett_luce(ratios, beta, present):
+    """−log P(this order) of ranked lists (DPO, arXiv:2305.18290, Appendix A.3), (B,); below it, its slopes.
+
+    Args: ratios (B, K), log π − log π_ref of each answer, best first; present (B, K) boolean, False on padding.
+    """
+    ahead, contested, _ = worse_answers(ratios, beta, present)
+    return where(contested, -logsigmoid(-ahead), 0.0).sum(dim=-1)
+
+
+def plackett_luce_slopes(ratios, beta, present):
+    """∂ℓ/∂a of every answer, (B, K): β times the chances of losing a rank to it, less that of losing its own."""
+    ahead, contested, worse = worse_answers(ratios, beta, present)
+    lost = where(contested, sigmoid(ahead), 0.0)  # (B, K) the chance that rank k goes to a worse answer
+    return beta * ((lost[..., None] * worse.softmax(dim=-1)).sum(dim=-2) - lost)
+
+
+def worse_answers(ratios, beta, present):
+    """(log Σ_{j>k} e^{x_j − x_k} (B, K), whether there is such a j (B, K), its terms x_j − x_k (B, K, K))."""
+    terms = beta * (ratios[..., None, :] - ratios[..., None])  # (B, k, j)
+    later = (present[..., None, :] & present[..., None]).triu(diagonal=1)
+    contested = later.any(dim=-1)
+    terms = where(later, terms, where(contested[..., None], -inf, 0.0))
+    return terms.logsumexp(dim=-1), contested, terms
+
+
+# λ − v = λ σ(±β(z − a)), + for a thumb up and − for a thumb down; below it its slope
+def kto(a, beta, label, shift, weight):
+    """ℓ of single thumbs (KTO, arXiv:2402.01306, Section 4): a, label (B,) boolean, λ (B,), shift z a number → (B,)."""
+    sign = 2 * label.to(a.dtype) - 1
+    return weight * sigmoid(sign * beta * (shift - a))
+
+
+def kto_slope(a, beta, label, shift, weight):
+    """∂ℓ/∂a, (B,): arguments as for `kto`."""
+    sign = 2 * label.to(a.dtype) - 1
+    return -weight * sign * bump(beta * (shift - a), beta)
+
+
+# z = max(0, mean of log π(y′|x) − log π_ref(y′|x)), with y′ the next row's answer: about KL(π ‖ π_ref), and no gradient
+def kto_shift(mismatched):
+    """KTO's reference point, a number: mismatched (m,) log-ratios of each prompt with the answer of another."""
+    return mismatched.mean().clamp(min=0).item()

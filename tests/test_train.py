@@ -21,12 +21,13 @@ from dpo_min.data.batch import pack
 from dpo_min.data.rows import TokenizedPair
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.losses import LOSSES
+from dpo_min.margin_losses import MARGIN_LOSSES
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.weights import load_model
 from dpo_min.preference import margin
 from dpo_min.run import checkpoint, log
 from dpo_min.run.job import prepare
-from dpo_min.run.loss_flags import LOSS_NAMES, SMOOTHED
+from dpo_min.run.loss_flags import LOSS_NAMES, ROWS, SMOOTHED
 from dpo_min.run.optimizer import schedule
 from dpo_min.run.train_flags import TrainFlags
 from dpo_min.system import program
@@ -228,9 +229,15 @@ def test_the_loss_can_be_recomputed_from_the_logged_rewards(prefs, init, tmp_pat
     for _ in range(3):
         stage.step(pairs, stage.packed(pairs), log.Totals())
     loss, line = stage.loss(pairs, pack(pairs), len(pairs))
-    h = (line["rewards/chosen"] - line["rewards/rejected"]) / stage.flags.beta
-    recomputed = LOSSES[name].value(h, stage.flags.beta, epsilon if smoothing else None).mean()
-    torch.testing.assert_close(recomputed, loss, rtol=0, atol=1e-12)
+    a, b = (line[f"rewards/{side}"] / stage.flags.beta for side in ("chosen", "rejected"))
+    lengths = torch.tensor([(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]).double().T
+    facts = {"policy_chosen_logps": line["logps/chosen"], "chosen_lengths": lengths[0], "rejected_lengths": lengths[1]}
+    facts |= {"offset": 0.0, "label_smoothing": epsilon if smoothing else None, "shift": stage.criterion.shift}
+    more = {key: facts[key] for key in LOSSES[name].arguments.keys() & facts.keys()}
+    sides = (a - b,) if name in MARGIN_LOSSES else (a, b)
+    recomputed = LOSSES[name].value(*sides, stage.flags.beta, **more).mean()
+    torch.testing.assert_close(recomputed, loss, rtol=1e-12, atol=1e-12)
+    assert (stage.criterion.shift != 0) == (name == "bco")
     h = margin(line["rewards/chosen"], line["rewards/rejected"], *[torch.zeros_like(line["rewards/chosen"])] * 2)
     torch.testing.assert_close(h, line["rewards/margins"], rtol=0, atol=1e-12)
 
@@ -296,7 +303,8 @@ def test_the_schedules_worked_by_hand():
     ["--beta 1", "--reduce mean", "--optimizer rmsprop", "--weight-decay 1", "--max-grad-norm 1e-4", "--warmup-steps 2",
      "--lr-schedule linear", "--lr-schedule cosine", "--learning-rate 1e-3", "--dtype bfloat16", "--dtype float16",
      "--max-length 9", "--max-prompt-length 1 --max-length 9", "--batch-size 4", "--seed 1", "--eval-fraction 0.5",
-     "--loss-type sft", *[f"--loss-type {name}" for name in LOSS_NAMES[1:]]],
+     "--loss-type sft", "--loss-type sigmoid:1,sft:0.1", "--wpo",
+     *[f"--loss-type {name}" for name in [*MARGIN_LOSSES, "rpo", "simpo", "ld"][1:]]],
 )  # fmt: skip
 def test_every_variant_changes_the_weights(tmp_path, prefs, init, argv):
     """Kills: a flag that is parsed and then forgotten."""
@@ -592,7 +600,10 @@ def test_one_broken_row_of_10_000_is_named_before_pytorch_is_imported(tmp_path):
 
 def test_the_names_that_the_command_offers_are_the_losses_there_are():
     assert list(LOSSES) == LOSS_NAMES
-    assert [name for name, loss in LOSSES.items() if loss.smoothing] == SMOOTHED
+    assert [name for name, loss in MARGIN_LOSSES.items() if loss.smoothing] == SMOOTHED
+    for name, loss in LOSSES.items():
+        smoothing = {"label_smoothing": ROWS[name].smoothing} if ROWS[name].smoothing else {}
+        assert (loss.reference, loss.reduce, loss.arguments) == (*ROWS[name][:2], ROWS[name].arguments | smoothing)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_rows(tmp_path, prefs, init, capsys):

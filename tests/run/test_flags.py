@@ -12,10 +12,11 @@ from dpo_min.data.tokenizer import Tokenizer, load_tokenizer
 from dpo_min.model.gpt import GPT, Block, GPTConfig
 from dpo_min.run import session
 from dpo_min.run.job import prepare
-from dpo_min.run.loss_flags import LOSS_NAMES, SMOOTHED
+from dpo_min.run.loss_flags import PARAMETERS, ROWS, SMOOTHED
 from dpo_min.run.train_flags import TrainFlags
 
-LOSSES = [*LOSS_NAMES, "sft"]
+# A loss of every kind: of the margin, with ε, with facts, with a shift, without a reference, with tokens of its own.
+LOSSES = ["sigmoid", "cdpo", "rpo", "bco", "cpo", "simpo", "ld", "sft"]
 SCRATCH = ["n_layer", "n_head", "n_embd", "block_size", "sft_steps", "sft_data"]  # without --init alone
 
 
@@ -55,12 +56,14 @@ def values(place, loss_type):
         "init": (place / "reference", {}),
         "reference": (place / "reference", {}),
         "reference_refresh": (1, {}),
-        "reference_alpha": (0.2, {} if loss_type == "sft" else {"reference_refresh": 1}),
+        "reference_alpha": (0.2, {"reference_refresh": 1} if loss_type in ROWS and ROWS[loss_type].reference else {}),
         "tokenizer": (place / "reversed", {}),
         "out": (place / "elsewhere" / loss_type, {}),
         "loss_type": (other_loss, {}),
         "beta": (0.3, {}),
         "label_smoothing": (0.3, {}),
+        "wpo": (True, {}),
+        **{f"loss_{name}": (0.3, {}) for name in PARAMETERS},
         "reduce": ("mean", {}),
         "epochs": (2.0, {}),
         "max_steps": (2, {}),
@@ -153,8 +156,13 @@ def test_every_flag_changes_what_is_computed_or_is_refused(place, loss_type, mon
     expected = {*SCRATCH, "device", "shard", "resume"}
     if loss_type not in SMOOTHED:
         expected |= {"label_smoothing"}
+    expected |= {f"loss_{name}" for name, losses in PARAMETERS.items() if loss_type not in losses}
     if loss_type == "sft":
-        expected |= {"beta", "reduce", "reference", "reference_refresh", "reference_alpha", "max_kl"}
+        expected |= {"beta", "reduce", "wpo"}
+    if loss_type == "sft" or not ROWS[loss_type].reference:
+        expected |= {"reference", "reference_refresh", "reference_alpha", "max_kl"}
+    if loss_type in ROWS and ROWS[loss_type].reduce:
+        expected |= {"reduce"}
     assert refused == expected
     if loss_type not in ("sigmoid", "sft"):  # without --init, where the flags of the first fit apply: twice is enough
         return
