@@ -84,7 +84,16 @@ def evaluate(options, model, name):
     path = options.runs / f"{name}.json"
     if not path.exists():
         command = ["-m", "dpo_min.judge.evaluate", "--model", str(model), "--reference", options.model, "--json"]
-        command += ["--data", *options.eval_data, "--max-pairs", str(10**6), "--samples", "64", "--dtype", options.dtype]
+        command += [
+            "--data",
+            *options.eval_data,
+            "--max-pairs",
+            str(10**6),
+            "--samples",
+            "64",
+            "--dtype",
+            options.dtype,
+        ]
         run(command, path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
     return json.loads(path.read_text(encoding="utf-8"))
@@ -135,7 +144,9 @@ def draw_page(options, found, path):
             low, high = wilson_interval(rate * n, n)
             axis.errorbar(x, rate, [[rate - low], [high - rate]], fmt="o", color="black", capsize=3)
         axis.set(xscale="log", xlabel=label, ylim=(0.4, 1.0))
-        axis.set_title(f"{options.search_steps} steps of 8 pairs, " + (f"β = {other:g}" if place else f"rate {other:g}"))
+        axis.set_title(
+            f"{options.search_steps} steps of 8 pairs, " + (f"β = {other:g}" if place else f"rate {other:g}")
+        )
     axes[0].set_ylabel(f"held-out accuracy (n = {n}, 95 %)")
     lines = metrics(options.runs / "chosen", "eval")
     axes[2].plot([line["step"] for line in lines], [line["rewards/accuracies"] for line in lines], "k.-")

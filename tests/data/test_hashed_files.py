@@ -76,7 +76,14 @@ def test_a_pipe_is_read_once_and_has_the_hash_of_what_came_through_it(tmp_path, 
 
 def test_of_several_processes_none_takes_its_share_of_a_pipe(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "MASTER_PORT": "1",
+        "MASTER_ADDR": "x",
+    }.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ValueError, match=r"pipe: not a file, and only one process could read it"):
         prepare([tmp_path / "pipe"], tmp_path / "cache", 0)
