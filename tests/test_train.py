@@ -519,7 +519,7 @@ def broken(tmp_path, prefs, init):
     yield "missing file", ([tmp_path / "nowhere.jsonl"], "nowhere.jsonl")
     yield "directory", ([tmp_path], str(tmp_path))
     yield "unknown flag", ([prefs, "--bta", "0.2"], "--bta: unknown argument; did you mean --beta?")
-    yield "beta 0", ([prefs, "--beta", "0"], "--beta: expected a number above 0")
+    yield "beta 0", ([prefs, "--beta", "0"], "--beta: expected a number from 10^-6 to 10^9")
     yield "beta negative", ([prefs, "--beta", "-0.1"], "--beta")
     yield "beta nan", ([prefs, "--beta", "nan"], "--beta")
     yield "loss", ([prefs, "--loss-type", "dpo"], "--loss-type")
