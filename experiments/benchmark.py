@@ -1,4 +1,4 @@
-"""What each lever bought: the textbook loop against the fast paths, added one at a time.
+"""What each lever gains: the textbook loop against the fast paths, added one at a time.
 
     python -m experiments.benchmark                                   GPT-2 124M, 24 pairs, on this machine
     python -m experiments.benchmark --data prefs.jsonl.gz --tokenizer gpt2/ --pairs 64
