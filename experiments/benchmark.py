@@ -20,17 +20,15 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import torch
 
 from dpo_min.model.gpt import GPTConfig
 from dpo_min.system import devices
+from dpo_min.system.picture import pyplot, save
 from experiments import benchmark_rows
 from experiments.benchmark_rows import DECODERS, LEVERS, NEW_TOKENS, PROMPT_TOKENS, TOP_K, read_pairs
-from experiments.pages import save
+
+plt = pyplot()
 
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 BEGIN_DECODING, END_DECODING = "<!-- decoding -->", "<!-- end of decoding -->"
