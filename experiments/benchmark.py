@@ -37,7 +37,7 @@ ROW = re.compile(r"^\| \*\*(.+?)\*\*.*? \| ([\d.]+) \| \d+ \| .* \| ([\d.]+) GiB
 
 
 def needed_flops(config, pairs):
-    """Multiplications and additions that DPO on these pairs needs: each token once, and its gradient twice as much.
+    """The multiplications and additions that DPO needs for these pairs: a forward pass, and twice as much backwards.
 
     Blocks cost 24 C² a token and attention 4 T C for T tokens seen, in each layer; the head 2 V C a scored token.
     The reference adds one forward pass to the policy's three.
@@ -52,7 +52,7 @@ def needed_flops(config, pairs):
 
 
 def matmul_peak(device, dtype, size=2048):
-    """The most operations a second of a square matrix product, of some: what a perfect step would run at."""
+    """The most operations a second that a square matrix product reached; a perfect step would run at this rate."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = math.inf
     for _ in range(8):
@@ -219,7 +219,7 @@ def training(options):
 
 
 def renewed(page, begin, end, text):
-    """The page with what stands between two marks replaced; both are put at its end where it has none."""
+    """The page with new text between two marks; if it has no marks, both are added at its end."""
     if begin not in page:
         page += f"\n{begin}\n{end}\n"
     before, rest = page.split(begin)
