@@ -14,10 +14,10 @@ FRESH ?= 3000
 
 .PHONY: help setup train evaluate test hunt proof figures frontier mutants torture golden bench bench-gpu links lint format clean
 
-help: ## Show this list
+help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-setup: $(VENV)/installed ## Make .venv with the tested versions of everything
+setup: $(VENV)/installed ## Make .venv and install the tested version of every package
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name one with make PYTHON=...")'
@@ -40,13 +40,13 @@ $(RUN)/model/config.json: $(DATA)/prefs.jsonl $(DATA)/reviews.jsonl
 $(RUN)/report.md: $(RUN)/model/config.json
 	$(PY) -m experiments.report $(RUN)
 
-train: $(RUN)/report.md ## Make the demo's preferences, train on them, print and plot what was learnt
+train: $(RUN)/report.md ## Make the demo's preferences, train on them, and report what was learnt
 	@echo "written: $(RUN)/report.md, $(RUN)/report.png, $(RUN)/curves.png, $(RUN)/model"
 
 docs/demo.png: $(RUN)/report.md
 	cp $(RUN)/report.png $@
 
-# Preferences by the same rule that no run was trained on.
+# Preferences that follow the same rule; no run was trained on them.
 $(DATA)/fresh.jsonl: experiments/demo.py | $(VENV)/installed
 	$(PY) -m experiments.demo --pairs $(FRESH) --seed 2 --out $@
 
@@ -60,37 +60,37 @@ evaluate: $(RUN)/report.md $(DATA)/fresh.jsonl ## Measure the demo's model on pr
 test: $(VENV)/installed ## Run every test
 	$(PY) -m pytest -q
 
-hunt: $(VENV)/installed ## Search for failures: every property on 20 times the examples, others each time
+hunt: $(VENV)/installed ## Search for failures: try every property on 20 times the examples, on others each time
 	HUNT=20 $(PY) -m pytest -q -m "" -k "not mutant" $(HUNTED)
 
-proof: $(VENV)/installed ## Run the theorem: five results with their thresholds, docs/proof.md and its pictures
+proof: $(VENV)/installed ## Run the theorem and check five results: writes docs/proof.md and its pictures
 	$(PY) -m experiments.proof
 
-figures: proof ## Remake every picture of docs/derivation.md and docs/proof.md
+figures: proof ## Draw every picture of docs/derivation.md and docs/proof.md again
 	$(PY) -m experiments.figures
 
-frontier: $(RUN)/model/config.json ## DPO against what it replaces: docs/frontier.md and docs/data.md; goes on where it stopped
+frontier: $(RUN)/model/config.json ## Compare DPO with what it replaces: writes docs/frontier.md and docs/data.md; goes on where it stopped
 	$(PY) -m experiments.frontier --demo $(RUN) --data $(DATA)/prefs.jsonl $(FRONTIER)
 	$(PY) -m experiments.lessons
 
 mutants: $(VENV)/installed ## Break every operator and constant of the mathematics, and count what the tests catch
 	$(PY) tests/mutants.py
 
-torture: $(VENV)/installed ## Kill runs, break files, fill disks: what came of it goes to docs/reliability.md
+torture: $(VENV)/installed ## Kill runs, break files and fill disks: writes docs/reliability.md
 	OMP_NUM_THREADS=1 $(PY) tests/torture.py $(TORTURE)
 
-golden: $(VENV)/installed ## Remake the recorded losses that the tests compare with, after a change that is meant
+golden: $(VENV)/installed ## Record the losses again that the tests compare with, after a change that is meant
 	OMP_NUM_THREADS=1 $(PY) tests/test_golden.py
 
-bench: $(VENV)/installed ## Measure what each lever bought on this machine: docs/benchmarks.md
+bench: $(VENV)/installed ## Measure on this machine what each lever gains: writes docs/benchmarks.md
 	$(PY) -m experiments.benchmark $(BENCH)
 
-bench-gpu: $(VENV)/installed ## The same on a CUDA GPU, at GPT-2's 124M and 1.5B shapes
+bench-gpu: $(VENV)/installed ## Measure the same on a CUDA GPU, for GPT-2's 124M and 1.5B shapes
 	$(PY) -m experiments.benchmark --device cuda --pairs 2048 --batch-size 64 --compile --out docs/benchmarks-gpu.md $(BENCH)
 	$(PY) -m experiments.benchmark --device cuda --pairs 256 --batch-size 16 --compile --shape 50257 1024 48 25 1600 \
 		--out docs/benchmarks-gpu-1.5B.md $(BENCH)
 
-links: $(VENV)/installed ## Renew the line numbers in the links of docs/derivation.md
+links: $(VENV)/installed ## Correct the line numbers in the links of docs/derivation.md
 	$(PY) -m experiments.links docs/derivation.md
 
 lint: $(VENV)/installed ## Check style and formatting

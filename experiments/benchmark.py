@@ -1,4 +1,4 @@
-"""What each lever bought: the textbook loop against the fast paths, added one at a time.
+"""What each lever gains: the textbook loop against the fast paths, added one at a time.
 
     python -m experiments.benchmark                                   GPT-2 124M, 24 pairs, on this machine
     python -m experiments.benchmark --data prefs.jsonl.gz --tokenizer gpt2/ --pairs 64
@@ -20,17 +20,15 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import torch
 
 from dpo_min.model.gpt import GPTConfig
 from dpo_min.system import devices
+from dpo_min.system.picture import pyplot, save
 from experiments import benchmark_rows
 from experiments.benchmark_rows import DECODERS, LEVERS, NEW_TOKENS, PROMPT_TOKENS, TOP_K, read_pairs
-from experiments.pages import save
+
+plt = pyplot()
 
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 BEGIN_DECODING, END_DECODING = "<!-- decoding -->", "<!-- end of decoding -->"
@@ -39,7 +37,7 @@ ROW = re.compile(r"^\| \*\*(.+?)\*\*.*? \| ([\d.]+) \| \d+ \| .* \| ([\d.]+) GiB
 
 
 def needed_flops(config, pairs):
-    """Multiplications and additions that DPO on these pairs needs: each token once, and its gradient twice as much.
+    """The multiplications and additions that DPO needs for these pairs: a forward pass, and twice as much backwards.
 
     Blocks cost 24 C² a token and attention 4 T C for T tokens seen, in each layer; the head 2 V C a scored token.
     The reference adds one forward pass to the policy's three.
@@ -54,7 +52,7 @@ def needed_flops(config, pairs):
 
 
 def matmul_peak(device, dtype, size=2048):
-    """The most operations a second of a square matrix product, of some: what a perfect step would run at."""
+    """The most operations a second that a square matrix product reached; a perfect step would run at this rate."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = math.inf
     for _ in range(8):
@@ -221,7 +219,7 @@ def training(options):
 
 
 def renewed(page, begin, end, text):
-    """The page with what stands between two marks replaced; both are put at its end where it has none."""
+    """The page with new text between two marks; if it has no marks, both are added at its end."""
     if begin not in page:
         page += f"\n{begin}\n{end}\n"
     before, rest = page.split(begin)

@@ -21,8 +21,8 @@ from dpo_min.judge.display import level, signed
 from dpo_min.judge.statistics import mean
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.model.weights import load_model
+from dpo_min.system.picture import save
 from experiments.demo import COMPLAINT, COMPLAINT_VERBS, PRAISE, PRAISE_VERBS, reward
-from experiments.pages import save
 
 LESS, MORE = (213 / 255, 94 / 255, 0), (0, 114 / 255, 178 / 255)  # orange and blue, as in display.py
 COLUMNS, SIZE = 100, 9  # characters a line, and points

@@ -2,10 +2,10 @@
 
     python -m experiments.demo --pairs 8000 --out prefs.jsonl --seed 0
 
-Real preferences hide the reward that made them, so "better" is a matter of opinion. Here it is a fact:
-`reward` counts words of praise against words of complaint, two reviews of a film are drawn independently,
-and the preferred one is drawn by Bradley–Terry from their rewards. About one label in seven is therefore
-against the reward, and one pair in ten is a tie: noisy, as people are.
+Real preferences hide the reward that made them, so "better" is a matter of opinion. Here it is a fact: `reward` counts
+words of praise against words of complaint. Two reviews of a film are drawn independently, and Bradley and Terry's rule
+draws the preferred one from their rewards. So about one label in seven is against the reward, and one pair in ten is a
+tie: the labels are noisy, as people are.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def sentence(mood, generator):
 
 
 def review(generator):
-    """Two to five sentences, 10 to 40 words: what a critic writes who liked the film, or half of it, or did not."""
+    """Two to five sentences, 10 to 40 words, of a critic who liked the film, or half of it, or did not like it."""
     while True:
         mood = choose(MOODS, generator)
         text = " " + ". ".join(sentence(mood, generator) for _ in range(choose([2, 3, 4, 5], generator))) + "."
@@ -121,9 +121,9 @@ def make_pair(generator, unlabelled=False):
 
 
 def make_tokenizer():
-    """A byte-level BPE that knows the grammar's words: one token a word, so that a small model reads fast.
+    """A byte-level BPE that knows the grammar's words: a word is one token, so that a small model learns fast.
 
-    Its merges grow each word letter by letter, " t" → " th" → " the", shorter tokens first.
+    Its merges build each word letter by letter, " t" → " th" → " the"; shorter tokens come first.
     """
     generator = torch.Generator().manual_seed(0)
     text = " ".join([review(generator) for _ in range(2000)] + prompts(held_out=True) + prompts(held_out=False))

@@ -1,8 +1,9 @@
-"""Reward against KL for DPO and what it replaces: runs methods.py, and writes frontier.md and its pictures.
+"""Reward against KL for DPO and the methods that it replaces: runs methods.py, writes frontier.md and its pictures.
 
     python -m experiments.frontier [--part exact|reviews|pages] [--seeds 3] [--workers 2]
 
-Every finished run is a line of runs/frontier/exact.jsonl or reviews.jsonl; the same command goes on where it stopped.
+Every finished run becomes a line of runs/frontier/exact.jsonl or reviews.jsonl. If the command is stopped and started
+again, it makes only the runs that are missing.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def start_worker(part, options):
 
 @contextmanager
 def workers(part, options):
-    """A map in no order, over processes with a thread each, or in this one if it is to be one."""
+    """A map without order, over processes with one thread each; with one worker, in this process."""
     if options.workers == 1:
         start_worker(part, options)
         yield map

@@ -2,15 +2,14 @@
 
 from statistics import fmean
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import torch
 
 from dpo_min.objective import expectation
 from dpo_min.rl.rlhf import exact_gradient, leave_one_out, likelihood_gradient, sampled_gradient
-from experiments.pages import half_width, save, scale_kl
+from dpo_min.system.picture import pyplot, save
+from experiments.pages import half_width, scale_kl
+
+plt = pyplot()
 
 STYLES = {  # one marker for each name, so that pictures read in black and white
     "DPO": ("o", "black"),
@@ -22,8 +21,8 @@ STYLES = {  # one marker for each name, so that pictures read in black and white
     "unlikelihood": ("X", "tab:purple"),
 }
 WIDEST = 12  # nats that a panel shows; a method that ends beyond them is named in the panel's corner
-AROUND = [(7, 0, "left"), (-7, 0, "right")]  # where a label may stand beside its mark, in points: first these, then
-AROUND += [(x, y, side) for y in (9, -9, 18, -18, 27, -27) for x, side in ((4, "left"), (-4, "right"))]
+# Where a label may stand beside its mark, in points, in the order of preference: off the lines of its intervals first.
+AROUND = [(x, y, side) for y in (8, -8, 0, 17, -17, 26, -26) for x, side in ((5, "left"), (-5, "right"))]
 
 
 def draw_frontier(panels, path):
@@ -59,17 +58,18 @@ def draw_path(axis, points, **style):
 
 def draw_ends(axis, ends):
     """The mean end of each method with its intervals, and beside it the setting that its name does not say."""
-    named, (low, high) = set(), axis.get_ylim()
+    named, limits = set(), axis.get_ylim()  # intervals may reach beyond
     for m, points in ends.items():
         marker, color = STYLES[m.name]
         kl, reward = ([p[key] for p in points] for key in ("kl", "reward"))
-        x, y, half = fmean(kl), fmean(reward), half_width(reward)
+        x, y = fmean(kl), fmean(reward)
         reach = [[min(half_width(kl), x)], [half_width(kl)]]  # there is no KL below 0
         style = {"color": color, "markersize": 6, "markeredgewidth": 1.2, "elinewidth": 0.8, "markerfacecolor": "white"}
-        axis.errorbar(x, y, half, reach, marker, label=None if m.name in named else m.name, zorder=3, **style)
+        axis.errorbar(
+            x, y, half_width(reward), reach, marker, label=None if m.name in named else m.name, zorder=3, **style
+        )
         named.add(m.name)
-        low, high = min(low, y - half), max(high, y + half)
-    axis.set_ylim(low, high)
+    axis.set_ylim(limits)
     axis.figure.draw_without_rendering()  # from here on text has a size
     write_settings(
         axis, {m: tuple(fmean(p[key] for p in points) for key in ("kl", "reward")) for m, points in ends.items()}

@@ -2,12 +2,10 @@
 
 from statistics import fmean
 
-import matplotlib
+from dpo_min.system.picture import pyplot, save, typeset
+from experiments.pages import scale_kl, table
 
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
-
-from experiments.pages import save, scale_kl, table, typeset
+plt = pyplot()
 
 SOLID, DASHED, DOTTED = (
     {"color": c, "linestyle": s} for c, s in (("black", "-"), ("tab:blue", "--"), ("tab:red", ":"))

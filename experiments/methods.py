@@ -1,7 +1,7 @@
 """The methods of frontier.py, each as one run: a copy of the reference is trained, and measured every few steps.
 
-Two languages: one whose answers can all be listed, where reward and KL are exact, and the demo's reviews, where both
-are means over sampled answers. A run sees the same `Language`, whichever it is.
+There are two languages. In one of them all answers can be listed, so reward and KL are exact. The other is the demo's
+reviews, where both are means over sampled answers. A run is given a `Language` and does not see which one it is.
 """
 
 import copy
@@ -32,7 +32,7 @@ WARMUP = 10  # optimiser steps, of every method; then the learning rate falls as
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the comparison: what is trained, with every setting that is not common to all."""
+    """One row of the comparison: the method, with every setting that the methods do not share."""
 
     name: str
     kind: str  # a loss of LOSSES, sft, unlikelihood, reinforce, ppo
@@ -81,7 +81,7 @@ def exact_language(pairs=25_600):
     def reward(prompts, completions):
         return torch.tensor([worth[tuple(completion)] for completion in completions], dtype=torch.float64)
 
-    def draw(seed):
+    def drawn_pairs(seed):
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.multinomial(weights, pairs + 2000, replacement=True, generator=generator).tolist()
         Y = len(world.completions)
@@ -101,7 +101,7 @@ def exact_language(pairs=25_600):
         return point
 
     fit = {"steps": 400, "batch_size": 64}
-    return Language(world.reference, [theorem.PROMPT], 4, 3, reward, draw, measure, 64, fit), world
+    return Language(world.reference, [theorem.PROMPT], 4, 3, reward, drawn_pairs, measure, 64, fit), world
 
 
 def review_language(run, data):
@@ -115,7 +115,7 @@ def review_language(run, data):
     def reward(prompts, completions):
         return torch.tensor([demo.reward(tokenizer.decode(completion)) for completion in completions])
 
-    def draw(seed):
+    def drawn_pairs(seed):
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
         shuffled = [rows[i] for i in order]
         return shuffled[500:], shuffled[:500]
@@ -133,7 +133,7 @@ def review_language(run, data):
     asked = [tokenizer.encode(prompt) for prompt in demo.prompts(held_out=False)]
     fit = {"steps": 100, "batch_size": 32}
     longest = reference.config.block_size
-    return Language(reference, asked, tokenizer.end_of_text, longest, reward, draw, measure, 4, fit)
+    return Language(reference, asked, tokenizer.end_of_text, longest, reward, drawn_pairs, measure, 4, fit)
 
 
 def preference_loss(method, policy, reference, pairs):
@@ -151,7 +151,7 @@ def preference_loss(method, policy, reference, pairs):
 
 
 def train(language, method, seed, costs):
-    """Train a copy of the reference; yields it after every step, and keeps count in `costs`."""
+    """Train a copy of the reference; yields it after every step, and adds up the costs in `costs`."""
     policy = copy.deepcopy(language.reference).requires_grad_(True)
     pairs, held_out = language.pairs(seed) if method.preferences else (None, None)
     if method.kind in ("reinforce", "ppo"):

@@ -1,13 +1,8 @@
-"""What the pages of docs/ share: tables, folds, a mean with its interval over runs, and how a picture is finished."""
+"""What the pages of docs/ share: tables, folds, a mean with its interval over runs, and one scale for KL."""
 
 import math
-import re
 import statistics
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
 # Student's t, 97.5 %, by the number of runs that a mean is over.
@@ -40,18 +35,3 @@ def scale_kl(axis, which="x"):
     root = (lambda kl: np.sqrt(np.clip(kl, 0, None)), np.square)
     getattr(axis, f"set_{which}scale")("function", functions=root)
     getattr(axis, f"set_{which}lim")(0)
-
-
-def typeset(text):
-    """The text with π_ref and π_r as a formula sets them, so that every picture writes the two in the same way."""
-    return re.sub(r"π_(ref|r)(?![a-z])", lambda name: {"ref": r"π$_\mathrm{ref}$", "r": "π$_r$"}[name[1]], text)
-
-
-def save(figure, path, dpi=110):
-    """Write a figure as a PNG, the same bytes for the same picture, and forget it."""
-    for axis in figure.axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    for text in figure.findobj(plt.Text):
-        text.set_text(typeset(text.get_text()))
-    figure.savefig(path, dpi=dpi, format="png", metadata={"Software": None})
-    plt.close(figure)

@@ -10,10 +10,6 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import torch
 
 from dpo_min.data.tokenizer import load_tokenizer
@@ -22,8 +18,10 @@ from dpo_min.judge.scoring import log_ratios
 from dpo_min.judge.statistics import mean_interval, wilson_interval
 from dpo_min.metrics import wins
 from dpo_min.model.weights import load_model
+from dpo_min.system.picture import pyplot, save
 from experiments.demo import prompts, review, reward
-from experiments.pages import save
+
+plt = pyplot()
 
 SAMPLES = 4  # to each held-out prompt
 EXAMPLES = 3

@@ -533,7 +533,7 @@ def run_part(config, directory, say, note):
             figure = f"{sum(doing.values())} ({when}); all {runs} ended in the weights and metrics of the one let alone"
             note(f"SIGKILLs of {runs} runs, each resumed until it was done", f"{figure}, bit for bit")
         elif name == "disks":
-            met = f"{found} of {number} runs met the end of it, said so, and went on to the same weights"
+            met = f"{found} of {number} runs ran out of space, reported it, and went on to the same weights"
             note("disks of 3 MiB that fill up", "not tried: no tmpfs may be mounted here" if found is None else met)
         else:
             codes, runs = found
@@ -549,8 +549,8 @@ PAGE = """# What a run survives
 
 Measured in {minutes:.0f} minutes by `{command}`, on the CPU, with runs of two stages: a
 first fit, the reference's scores, and preference training with a checkpoint every three steps. Nothing here is
-simulated: the processes are killed, the disk is a tmpfs that is full, the files are broken. `make torture` does it in
-full, and with `TORTURE="--seed 1"` breaks other files at other places and kills at other instants.
+simulated: the processes are killed, the disk is a tmpfs that is full, and the files are broken. `make torture` does all
+of it again. With `TORTURE="--seed 1"` it breaks other files at other places and kills at other instants.
 
 | done to it | what came of it |
 |---|---|
@@ -558,19 +558,19 @@ full, and with `TORTURE="--seed 1"` breaks other files at other places and kills
 
 ## What it rests on
 
-- Every file is written under another name, flushed to the disk and renamed; so is every checkpoint, a directory whose
-  manifest.json, with the SHA-256 of its files, is written last. The last two are kept.
-- A checkpoint that is cut short or altered is passed over with a warning, for the one before it.
+- Every file is written under another name, flushed to the disk and then renamed. A checkpoint is a directory. Its
+  manifest.json holds the SHA-256 of its files and is written last. The last two checkpoints are kept.
+- If a checkpoint is cut short or altered, the program warns and takes the one before it.
 - A resumed run takes back the weights, the optimizer's moments, the scaler, the sums behind the next line of metrics
-  and its place in the data; lines of metrics.jsonl after that place are dropped, and written again.
-- A run holds a lock on its directory, which ends with its process.
-- Nothing that is read can execute, and sizes are checked before anything is allocated: of rows, JSON, headers, tensors
-  by config.json, and of what gzip expands to.
+  and its place in the data. It drops the lines of metrics.jsonl after that place and writes them again.
+- A run holds a lock on its directory. The lock ends with the process.
+- Nothing that is read can execute. Sizes are checked before anything is allocated: those of rows, JSON and headers,
+  those of tensors by config.json, and the size to which gzip expands.
 
 ## What it does not show
 
-- Power that fails: files and the names in their directories are flushed before they count, but no plug was pulled.
-- GPUs, and several machines. Bit for bit holds for the same number of threads and processes, the same PyTorch and the
+- A power failure: files and the names in their directories are flushed before they count, but no plug was pulled.
+- GPUs and several machines. "Bit for bit" holds for the same number of threads and processes, the same PyTorch and the
   same kind of CPU.
 """
 

@@ -20,11 +20,12 @@ def beam_search(
     stop=None,
     vocab_size=None,
 ):
-    """Keep the `num_beams` best hypotheses of each prompt; returns them, best first, fewer where there are not so many.
+    """The `num_beams` best hypotheses of each prompt that were found, best first; fewer where there are not so many.
 
-    They are ranked by log π(y|x) / |y|^length_penalty: 0 ranks by probability, 1 by the mean of the tokens, and above
-    0 favours longer ones. One that is done stays among them as it is. So one beam is greedy decoding, and with as many
-    beams as there are completions nothing is ever dropped: the first is the exact argmax.
+    Hypotheses are ranked by log π(y|x) / |y|^length_penalty: 0 ranks by probability, 1 ranks by the mean of the tokens,
+    and any penalty above 0 favours longer hypotheses. A hypothesis that is done stays among them as it is. So one beam
+    is greedy decoding. With as many beams as there are completions none is ever dropped, and the first is the exact
+    argmax.
 
     Args: as generate.py says; `min_new_tokens`, `stop` and `vocab_size` as in `Sampling`.
     """

@@ -1,15 +1,15 @@
-"""Weights made ready for decoding: each token reads them all, so how they lie in memory is the speed."""
+"""Weights made ready for decoding: each token reads all of them, so their layout in memory decides the speed."""
 
 import torch
 import torch.nn as nn
 
 
 class PackedLinear(nn.Module):
-    """x Wᵀ + b, with W in the blocks that oneDNN multiplies a few rows by in half of the time."""
+    """x Wᵀ + b, with W cut into blocks, by which oneDNN multiplies a few rows in half of the time."""
 
     def __init__(self, weight, bias=None):
         super().__init__()
-        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight, 8), bias  # for about so many rows
+        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight, 8), bias  # tuned for about 8 rows
 
     def forward(self, x):
         """X (..., C) → (..., D)."""
@@ -17,7 +17,7 @@ class PackedLinear(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A model of its own, asked as any other, whose linear layers and head are packed."""
+    """A model whose linear layers and head are packed; it is called as any other."""
 
     def __init__(self, model):
         super().__init__()
@@ -31,7 +31,7 @@ class Decoder(nn.Module):
 
     @property
     def head_weight(self):
-        """(V, C), as it is packed: for its device and dtype."""
+        """(V, C), packed: others ask it only for its device and dtype."""
         return self.head.weight
 
     def forward(self, *arguments, **named):
@@ -46,8 +46,8 @@ class Decoder(nn.Module):
 def decoding_weights(model, dtype):
     """A copy of a model made ready to decode with: in `dtype` once, not cast for every token, and packed on a CPU.
 
-    Without gradients; it does not follow what the model learns later. The packed layout is the one that
-    `torch.compile` gives linear layers on CPUs; elsewhere, or in other dtypes, layers stay as they are.
+    The copy has no gradients, and it does not follow what the model learns later. The packed layout is the one that
+    `torch.compile` gives linear layers on CPUs. On other devices, and in other dtypes, layers stay as they are.
     """
     with torch.device("meta"):  # shapes without memory
         ready = type(model)(model.config)

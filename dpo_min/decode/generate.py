@@ -1,10 +1,10 @@
-"""From prompts to completions: the prompts once, then a token a step, with a cache so that each costs one position.
+"""From prompts to completions. A cache keeps what was seen, so that each new token costs one position.
 
     prefill → logits of the first token → draw_next → decode_step → logits of the next → and so on
 
 `generate` draws, and `stream` shows what it does step by step; decoding_weights.py makes a model's weights ready.
-A completion ends at end-of-text, at a stop string, at its length limit, or where the model's positions do: the window
-never slides. What `generate`, `stream` and `beam_search` take:
+A completion ends at end-of-text, at a stop string, at its length limit, or with the model's last position: the window
+never slides. `generate`, `stream` and `beam_search` take:
 
     prompts         lists of token ids, of any lengths; an empty one starts from end-of-text
     end_of_text     the id that ends a completion

@@ -1,6 +1,6 @@
 """The distribution of the next token, and a draw from it: pure functions of the logits.
 
-Each wish is one function, and `next_token_probs` applies those asked for in the field's order:
+Each setting is one function. `next_token_probs` applies those that are asked for, in the field's order:
 
     repetition penalty → forbidden token → temperature → top-k → top-p → min-p → softmax
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-FIRST = 1024  # so many of the likeliest tokens nearly always reach top_p; to sort all takes seven times as long
+FIRST = 1024  # this many of the likeliest tokens nearly always reach top_p; sorting all takes seven times as long
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    min_new_tokens: int = 0  # so many tokens come before end-of-text can
+    min_new_tokens: int = 0  # end-of-text is ruled out before this many tokens
     length_range: tuple[int, int] | None = None  # each completion's own limit is drawn uniformly from LO..HI
     stop: Callable[[list[int]], bool] | None = None  # ends a completion whose ids it is True for, as `StopStrings` is
     vocab_size: int | None = None  # the tokenizer's: an embedding may have rows beyond it, which are no tokens
@@ -173,9 +173,9 @@ def draw_tokens(probs, uniforms):
 def row_uniforms(prompts, count, generator=None):
     """Each row's own random numbers, (B, count) float64 in [0, 1).
 
-    They are the bits of SHAKE-128 (FIPS 202) over one number from `generator`, the prompt's ids, and how many
-    equal prompts came before. So a row's numbers do not depend on the other prompts or on their order, equal prompts
-    get different ones, and the first n are the same for any count.
+    They are the bits of SHAKE-128 (FIPS 202) over one number from `generator`, the prompt's ids, and the number of
+    equal prompts before it. So a row's numbers do not depend on the other prompts or on their order. Equal prompts get
+    different numbers, and the first n numbers are the same for any count.
     """
     device = "cpu" if generator is None else generator.device
     base = torch.randint(2**63 - 1, (), generator=generator, device=device).item()

@@ -6,9 +6,9 @@ import codecs
 class StopStrings:
     """Where a completion ends because its text holds one of some strings.
 
-    The strings are looked for in the bytes of the tokens, not among ids: a text has many tokenizations, and a string
+    The strings are searched for in the bytes of the tokens, not among ids: a text has many tokenizations, and a string
     may begin inside one token and end inside another. So a completion ends with the token that completes a string.
-    Its ids and log-probabilities keep that token whole; its text ends before the string.
+    Its ids and log-probabilities keep this token whole; its text ends before the string.
     """
 
     def __init__(self, strings, decode_bytes):
@@ -27,7 +27,7 @@ class StopStrings:
         return data[: min((data.find(string) for string in self.strings if string in data), default=len(data))]
 
     def settled(self, ids):
-        """The bytes that stay text whatever comes next: without an end that may become a stop string."""
+        """The bytes that are text whatever comes next: all but an ending with which a stop string may begin."""
         data = self.before(ids)
         if self(ids):
             return data
@@ -39,9 +39,9 @@ class StopStrings:
         return self.before(ids).decode("utf-8", errors="replace")
 
     def pieces(self):
-        """A function that says what is new in a growing completion: ids → the text settled since its last call.
+        """A function of a growing completion: ids → the text that has been settled since the function's last call.
 
-        With `final=True` it gives the rest. All pieces together are `text`.
+        With `final=True` it returns the rest. All pieces together are `text`.
         """
         said, characters = 0, codecs.getincrementaldecoder("utf-8")("replace")  # a token may end inside a character
 

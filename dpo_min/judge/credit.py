@@ -4,8 +4,8 @@ log π(y|x) is a sum over the tokens of y, and so is the implicit reward (DPO, a
 
     r(x, y) = Σ_t β [log π(y_t | x, y_<t) − log π_ref(y_t | x, y_<t)]
 
-Nobody labelled tokens: the loss saw only the sum. That its terms are a reward of each token, credit given where it is
-due, is the token-level reading of DPO (Rafailov et al., "From r to Q*", arXiv:2404.12358).
+Nobody labelled tokens, and the loss saw only the sum. The token-level reading of DPO takes each term as the reward of
+its token (Rafailov et al., "From r to Q*", arXiv:2404.12358).
 """
 
 import codecs
@@ -47,7 +47,7 @@ def token_rewards(policy, reference, prompts, completions, beta, reduce="sum", m
 
 @dataclass(frozen=True)
 class Span:
-    """The fewest tokens that end where a character ends: their text, empty for a control token, and their reward."""
+    """As few tokens as end together with a character: their text (empty for a control token) and their reward."""
 
     text: str
     ids: list[int]
@@ -69,7 +69,7 @@ def spans(tokenizer, ids, rewards):
 
 @dataclass(frozen=True)
 class Answer:
-    """A completion: whose it is or which side of a pair, its ids, its number, and where it was judged its spans."""
+    """A completion: its model or its side of a pair, its ids, its number, and its spans if it was judged."""
 
     name: str
     ids: list[int]
@@ -83,9 +83,9 @@ class Answer:
 
 
 class Judge:
-    """What sample.py does with a reference: answers are judged, shown, and at last written to a page.
+    """What sample.py does with a reference: it judges answers, shows them, and writes them to a page at the end.
 
-    Two models that read text differently, or not as far, are shown beside each other and not compared.
+    If the tokenizers or the numbers of positions of the two models differ, their answers are shown and not compared.
     """
 
     def __init__(self, flags, models, tokenizers, device, dtype):
@@ -105,7 +105,7 @@ class Judge:
             self.prompt_ids, self.given = self.read_given(ours.block_size)
 
     def read_given(self, positions):
-        """(the prompt's ids, (row, ids) of each answer) of --pair or --completion, closed and cut as in training."""
+        """(the prompt's ids, (row, ids) of each answer) of --pair or --completion, cut and ended as in training."""
         flags, max_length = self.flags, min(self.settings["max_length"] or positions, positions)
         longest_prompt = self.settings["max_prompt_length"]
         pairs, truncated, _ = tokenize([flags.pair], self.tokenizers["model"], max_length, longest_prompt)
@@ -125,7 +125,7 @@ class Judge:
         return pairs[0].prompt_ids, [(row(name, ids), ids) for name, ids in sides.items()]
 
     def show(self, prompt, drawn=None):
-        """Judge and print the answers to a prompt: (row of --jsonl, ids) each; without any, those that were given."""
+        """Judge and print answers to a prompt, each as (row of --jsonl, ids); by default those that the flags gave."""
         ids = self.prompt_ids if drawn is None else self.tokenizers["model"].encode(prompt)
         drawn = self.given if drawn is None else drawn
         answers = [Answer(row["model"], completion, row["sample"]) for row, completion in drawn]

@@ -1,11 +1,11 @@
 """What a policy and its reference say about many texts: log-probabilities, draws, and the KL between the two.
 
-KL(π‖π_ref) is estimated from answers y that π draws, in two ways that are right on average. The mean of
-log π(y|x) − log π_ref(y|x) is the plain one. The other adds up KL(π(·|x, y_<t) ‖ π_ref(·|x, y_<t)) along y, each term
-over the whole vocabulary: given a prefix it is what the plain one is on average (Rao–Blackwell), so that its variance
-is never higher (Amini et al., arXiv:2504.10637), and it cannot be negative. The third in use, ρ − 1 − log ρ with
-ρ = π_ref/π (Schulman, 2020, joschu.net/blog/kl-approx.html), is for single tokens: of whole answers ρ is so large, so
-rarely, that the variance may be anything.
+KL(π‖π_ref) is estimated from answers y that π draws, in two ways that are both right on average. The plain estimate is
+the mean of log π(y|x) − log π_ref(y|x). The other adds up KL(π(·|x, y_<t) ‖ π_ref(·|x, y_<t)) along y, each term over
+the whole vocabulary. Given a prefix, this term is the average of the plain one (Rao–Blackwell), so its variance is
+never higher (Amini et al., arXiv:2504.10637), and it cannot be negative. A third estimate is common, ρ − 1 − log ρ with
+ρ = π_ref/π (Schulman, 2020, joschu.net/blog/kl-approx.html). It suits single tokens only: over whole answers ρ is
+rarely very large, and this makes the variance as large as one likes.
 """
 
 import sys

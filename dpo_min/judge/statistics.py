@@ -90,14 +90,14 @@ def correlation(x, y):
 def calibration(reward_margins):
     """How often the side that the model prefers is the preferred one, against how sure it was: (`Figure`, `Bin`s).
 
-    The chosen side of a row was preferred by definition, so "σ(βh) against what was observed" has to be asked of the
-    side that the model picks: it is sure of it with c = σ(|βh|) ∈ [½, 1], and right if h > 0 (a tie half right).
-    Ten bins of equal width, and the expected calibration error (Guo et al., arXiv:1706.04599).
+    The chosen side of a row was preferred by definition, so the question is asked of the side that the model picks. The
+    model is sure of this side with c = σ(|βh|) ∈ [½, 1], and it is right if h > 0 (a tie is half right). There are ten
+    bins of equal width, and from them comes the expected calibration error (Guo et al., arXiv:1706.04599).
 
-    Noise alone makes the error larger, never smaller, as every bin counts with its absolute difference. By the
-    triangle inequality it is off by no more than Σ_b n_b/N |noise_b|, and each noise being normal, that sum has the
-    mean and the variance of half-normals: the interval takes this far to both sides, and reaches 0 for a model that
-    is calibrated.
+    Noise alone makes the error larger, never smaller, because every bin counts with its absolute difference. By the
+    triangle inequality the error is off by no more than Σ_b n_b/N |noise_b|. Each noise is normal, so this sum has the
+    mean and the variance of half-normals. The interval extends so far to both sides; it reaches 0 if the model is
+    calibrated.
 
     Args: reward_margins βh, (N,).
     """

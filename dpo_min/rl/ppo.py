@@ -1,10 +1,10 @@
 """Proximal policy optimisation: several steps on the same rollouts, each held near the policy that drew them.
 
-Each token is an action, and what it earns is paid when it is drawn: −β log(π/π_ref) for every token, the reward at the
-last. The sum over an answer is rlhf.py's R(y). A value network V(x, y_<t) predicts what is still to come, and a token's
-advantage is how much better it went than that. With all answers drawn afresh for each step, one would follow
-Σ_t A_t ∇log π(y_t); PPO reuses them, weighs each token by ρ = π_now/π_then, which gives the same gradient at ρ = 1, and
-ignores what would move ρ beyond 1 ± clip.
+Each token is an action, and it is paid when it is drawn: every token gets −β log(π/π_ref), and the last one gets the
+reward as well. The sum over an answer is rlhf.py's R(y). A value network V(x, y_<t) predicts the pay that is still to
+come. A token's advantage is the pay that came minus this prediction. If all answers were drawn afresh for each step,
+one would follow Σ_t A_t ∇log π(y_t). PPO reuses answers: it weighs each token by ρ = π_now/π_then, which gives the same
+gradient at ρ = 1, and it ignores a token that would move ρ beyond 1 ± clip.
 
 Schulman et al., arXiv:1707.06347 (PPO) and arXiv:1506.02438 (GAE); for language Ziegler et al., arXiv:1909.08593.
 """
@@ -20,10 +20,10 @@ from dpo_min.rl.rlhf import token_logps, update
 
 @dataclass
 class PPOConfig:
-    """Its settings. Clip, γ, λ, epochs and horizon are those of Ziegler et al.'s program."""
+    """The settings of PPO. Clip, γ, λ, epochs and horizon are those of Ziegler et al.'s program."""
 
-    beta: float = 0.1  # price of a nat of KL; with target_kl only the first one
-    target_kl: float | None = None  # nats an answer; β is then raised while the KL is above it, and lowered below it
+    beta: float = 0.1  # price of a nat of KL; with target_kl the price at the start
+    target_kl: float | None = None  # nats an answer; β rises while the KL is above it, and falls while it is below
     horizon: int = 10_000  # answers over which β adapts
     epochs: int = 4  # passes over the rollouts of a step
     minibatches: int = 1  # parts of a pass
@@ -33,7 +33,7 @@ class PPOConfig:
 
 
 def token_payments(rewards, logps, reference_logps, mask, beta):
-    """What each token is paid, (N, T): −β (log π − log π_ref), and at an answer's last token its reward (N,) as well.
+    """The pay of each token, (N, T): −β (log π − log π_ref), and at an answer's last token its reward (N,) as well.
 
     logps and reference_logps are (N, T), 0 after the end; mask (N, T) is True at the tokens. Rows sum to R(y).
     """
@@ -45,7 +45,7 @@ def token_payments(rewards, logps, reference_logps, mask, beta):
 def gae(rewards, values, gamma=1.0, lam=0.95):
     """Generalised advantage estimation: (N, T) twice, both 0 after the end → advantages (N, T), 0 there too.
 
-    λ = 0 gives δ_t, the error of one prediction; λ = γ = 1 the sum of all rewards still to come, minus V_t.
+    λ = 0 gives δ_t, the error of one prediction. λ = γ = 1 gives the sum of all rewards still to come, minus V_t.
     """
     after = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)  # (N, T) V_{t+1}
     errors = rewards + gamma * after - values
@@ -60,8 +60,8 @@ def gae(rewards, values, gamma=1.0, lam=0.95):
 def clipped_loss(logps, old_logps, advantages, clip):
     """−Σ_t min(ρ A, clamp(ρ, 1 ± clip) A) of each answer, ρ = π/π_old: (N, T) three times → (N,).
 
-    The least of both: a step that ρ has already taken too far earns nothing more, one in the wrong direction is
-    still put right. Advantages are 0 after the end.
+    The minimum has two effects: where ρ has already moved too far in the right direction, a further step earns nothing;
+    where ρ has moved in the wrong direction, it is still corrected. Advantages are 0 after the end.
     """
     ratio = (logps - old_logps).exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).sum(dim=-1)

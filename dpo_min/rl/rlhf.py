@@ -1,22 +1,24 @@
-"""Reinforcement learning from human feedback, the road that DPO makes unnecessary: fit a reward, then climb it.
+"""Reinforcement learning from human feedback, which DPO makes unnecessary: fit a reward, then climb it.
 
-The goal is objective.py's, J(π) = E_{y∼π}[R(y)] with R(y) = r(y) − β log(π(y)/π_ref(y)). DPO knows where its top is
-and goes there by preferences alone. Before it one fitted r to the preferences first, then drew answers from the policy
-and learnt from their rewards. A list of tokens cannot be differentiated; how likely it was to be drawn can:
+The goal is objective.py's, J(π) = E_{y∼π}[R(y)] with R(y) = r(y) − β log(π(y)/π_ref(y)). DPO knows a formula for the
+maximum of J and reaches it by preferences alone. Before DPO, one first fitted r to the preferences; then one drew
+answers from the policy and learnt from their rewards. A drawn list of tokens cannot be differentiated, but its
+probability can:
 
     ∇ E_{y∼π}[f(y)] = Σ_y f(y) ∇π(y) = Σ_y π(y) f(y) ∇log π(y) = E_{y∼π}[f(y) ∇log π(y)]     because ∇π = π ∇log π
 
-This is the log-derivative trick: the gradient of a mean is again a mean, which draws from π estimate. With f = 1 the
+This is the log-derivative trick: the gradient of a mean is again a mean, and draws from π estimate it. With f = 1 the
 left side is the gradient of 1, so E[∇log π(y)] = 0, and two things follow.
 
-1. A baseline b that does not look at y may be taken from f: E[(f(y) − b) ∇log π(y)] is the same for every b. Without
-   one, every answer with a positive reward is pushed up; with b near the mean the better ones are, with less noise.
-2. R itself changes with π, which adds −β E[∇log π(y)] = 0. So R may be treated as a number:
+1. A baseline b that does not depend on y may be subtracted from f: E[(f(y) − b) ∇log π(y)] is the same for every b.
+   Without a baseline every answer with a positive reward is pushed up. With b near the mean only the better answers are
+   pushed up, and the estimate has less noise.
+2. R itself changes with π. This adds −β E[∇log π(y)], which is 0. So R may be treated as a number:
 
     ∇J(π) = E_{y∼π}[(R(y) − b) ∇log π(y)]     (REINFORCE, Williams 1992)
 
-Maximum likelihood follows E[∇log π(y)] over answers that someone else gave: the same step with every reward 1. At the
-optimum R(y) = β log Z for every y (Eq. 5), so R − b vanishes there answer by answer, not only on average.
+Maximum likelihood follows E[∇log π(y)] over answers that someone else gave: this is the same step with every reward 1.
+At the optimum R(y) = β log Z for every y (Eq. 5), so R − b vanishes there for each answer, and not only on average.
 
 The three stages are those of Ziegler et al. (arXiv:1909.08593) and Ouyang et al. (arXiv:2203.02155). PPO is in ppo.py.
 """
@@ -56,7 +58,7 @@ def sampled_gradient(logits, actions, rewards, baseline=0.0):
 
 
 def likelihood_gradient(logits, actions):
-    """The gradient of the mean of log π(a): the same with every reward 1, whoever drew the actions. → (A,)"""
+    """The gradient of the mean of log π(a): `sampled_gradient` with every reward 1, whoever drew the actions. → (A,)"""
     return sampled_gradient(logits, actions, torch.ones_like(actions, dtype=logits.dtype))
 
 
@@ -71,7 +73,8 @@ def penalised_reward(rewards, logps, reference_logps, beta):
 def leave_one_out(rewards):
     """R minus the mean of the others' R: (X, K), K ≥ 2 answers to each of X prompts → (X, K) (RLOO, arXiv:2402.14740).
 
-    What is subtracted has not seen the answer, so it is a baseline. Adding any f(x) to the rewards changes nothing.
+    The mean of the others does not depend on the answer, so it is a baseline. Adding any f(x) to the rewards changes
+    nothing.
 
     Raises:
         ValueError: a prompt has only one answer.
@@ -162,12 +165,12 @@ def update(optimizer, loss, max_grad_norm=1.0):
     optimizer.step()
 
 
-# Answers and what they were worth.
+# Answers and their rewards.
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """N answers that a policy drew, their rewards, and how likely each token was when it was drawn."""
+    """N answers that a policy drew, with their rewards and the log-probability of each token when it was drawn."""
 
     pairs: list  # N `TokenizedPair`s: the prompt, and the answer on both sides
     batch: Batch
@@ -182,7 +185,7 @@ class Rollouts:
         return torch.arange(self.logps.shape[1], device=lengths.device) < lengths[:, None]
 
     def metrics(self, beta):
-        """What the field logs of rollouts, as numbers: per answer, in nats or in units of reward."""
+        """The numbers that the field logs of rollouts: per answer, in nats or in units of reward."""
         kl = (self.logps - self.reference_logps).sum(dim=-1)  # (N,)
         return {
             "objective/kl": kl.mean().item(),
@@ -207,8 +210,8 @@ def roll_out(policy, reference, reward, prompts, end_of_text, max_new_tokens, ge
         reward: a function of (prompts, completions), lists of token ids, to (N,) rewards.
         prompts: N lists of token ids, none empty; for `leave_one_out` each stands K times, one after another.
         generator: source of the draws, on the model's device.
-        length_range: (shortest, longest): each answer's greatest length is drawn from it, and the answer cut there.
-            The policy then learns from beginnings too; what is optimal changes, as a cut answer has no end-of-text.
+        length_range: (shortest, longest): each answer's greatest length is drawn from it, and the answer is cut there.
+            The policy then learns from beginnings too. This changes the optimum, as a cut answer has no end-of-text.
     """
     drawn = generate(policy, prompts, end_of_text, max_new_tokens, generator)
     ids = [completion.ids for completion in drawn]
@@ -254,7 +257,7 @@ def best_of_n(log_p, reward, n):
 def best_of_n_kl_bound(n):
     """Log n − (n − 1)/n nats, which KL(best of n ‖ p) never exceeds (Beirami et al., arXiv:2401.01879).
 
-    Often quoted as the KL itself. It is that only where no single answer has any weight: n cannot take the KL beyond
-    −log p(best answers), while the bound grows without end.
+    It is often quoted as the KL itself. The two are equal only where no single answer has any weight: however large n
+    is, the KL never exceeds −log p(best answers), whereas the bound grows without end.
     """
     return log(n) - (n - 1) / n

@@ -6,6 +6,7 @@ written, which matplotlib wants, is a reason for no picture and for nothing else
 
 import functools
 import os
+import re
 
 from dpo_min.system.files import write_atomically
 from dpo_min.system.text import one_line
@@ -36,8 +37,18 @@ def picture(draw):
     return drawn
 
 
-def save(figure, path):
-    """Write a figure as a PNG, whole or not at all, and forget it."""
+def typeset(text):
+    """The text with π_ref and π_r as a formula sets them, so that every picture writes the two in the same way."""
+    return re.sub(r"π_(ref|r)(?![a-z])", lambda name: {"ref": r"π$_\mathrm{ref}$", "r": "π$_r$"}[name[1]], text)
+
+
+def save(figure, path, dpi=110):
+    """Write a figure as a PNG, whole or not at all, the same bytes for the same picture, and forget it."""
+    plt = pyplot()
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    for text in figure.findobj(plt.Text):
+        text.set_text(typeset(text.get_text()))
     with write_atomically(path) as file:
-        figure.savefig(file, dpi=110, format="png")
-    pyplot().close(figure)
+        figure.savefig(file, dpi=dpi, format="png", metadata={"Software": None})
+    plt.close(figure)
