@@ -2,7 +2,7 @@
 
     python -m experiments.proof [--out docs]
 
-Prints each of the five results as it comes; exit code 1 if one misses its threshold.
+Prints each of the seven results as it comes; exit code 1 if one misses its threshold.
 """
 
 import argparse
@@ -16,9 +16,9 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
 
-from dpo_min.losses import LOSSES
+from dpo_min.margin_losses import MARGIN_LOSSES
 from dpo_min.objective import expectation, kl_divergence, objective, optimal_policy
-from experiments import theorem
+from experiments import endings_page, theorem
 from experiments.theorem import FLIPS
 
 TABLE_KL, GPT_KL, SLOPE_ERROR = 1e-10, 1e-3, 0.05  # thresholds: nats, nats, distance of the fitted slope from −1
@@ -81,7 +81,7 @@ def draw_losses(world, fits, path):
     for axis, flips in zip(axes, (0.0, FLIPS), strict=True):
         axis.semilogx(*zip(*best, strict=True), color="0.7", zorder=0, label="π_r for every β")
         axis.plot(*place(world, world.optimum), "*", color="0.7", markersize=18, label=f"π_r for β = {world.beta:g}")
-        for name, marker in zip(LOSSES, "osP^vDX", strict=True):
+        for name, marker in zip(MARGIN_LOSSES, "osP^vDX", strict=True):
             log_policy, _ = fits[name, flips]
             if not log_policy.isnan().any():
                 axis.plot(*place(world, log_policy), marker, color="black", markerfacecolor="none", label=name)
@@ -292,7 +292,7 @@ class Report:
     def result(self, title, met, verdict, text):
         """Print one result, and keep it for the page."""
         self.missed += not met
-        heading = f"({'abcde'[len(self.sections)]}) {title}"
+        heading = f"({'abcdefg'[len(self.sections)]}) {title}"
         verdict = f"{verdict}: {'met' if met else 'MISSED'}"
         print(f"{heading}\n    {verdict}", flush=True)
         self.sections.append(f"## {heading}\n\n**{verdict}**\n{text}\n")
@@ -308,13 +308,13 @@ INTRODUCTION = """# The theorem, run
 answer can be listed, so π_r ∝ π_ref e^{r/β} is known exactly and so is KL(π‖π_r), how far a trained policy is from it.
 The reference is a GPT with random weights, the reward a random number for each answer, β = 0.5. Preferences are
 Bradley–Terry's over pairs drawn from the reference; "all pairs" means in expectation, each weighted by its probability.
-Results (c) and (e) use smaller languages of the same kind.
+Results (c), (e), (f) and (g) use smaller languages of the same kind.
 
 """
 
 
 def main():
-    """Run the five parts, print each as it ends, write the page; 1 if a threshold is missed."""
+    """Run the seven parts, print each as it ends, write the page; 1 if a threshold is missed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs"), help="directory of proof.md (default: docs)")
     torch.set_num_threads(1)  # matrices this small gain nothing from a second
@@ -325,6 +325,8 @@ def main():
     run_samples(report)
     run_losses(world, report)
     run_displacement(report)
+    endings_page.run_endings(report)
+    endings_page.run_displacement_by_loss(report)
     report.write()
     print(f"written: {report.directory / 'proof.md'}")
     return int(report.missed > 0)

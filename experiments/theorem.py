@@ -15,7 +15,7 @@ from dpo_min.data.batch import batch_logps, pack
 from dpo_min.data.rows import TokenizedPair
 from dpo_min.exact import enumerate_completions, exact_log_policy
 from dpo_min.judge.statistics import Z_95
-from dpo_min.losses import LOSSES
+from dpo_min.margin_losses import MARGIN_LOSSES
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.objective import kl_divergence, optimal_policy
 from dpo_min.preference import bradley_terry, margin
@@ -71,36 +71,52 @@ def mean_loss(log_policy, world, weights, name="sigmoid", label_smoothing=None):
     i, j = (index.flatten() for index in torch.meshgrid(*[torch.arange(len(log_policy))] * 2, indexing="ij"))
     log_ref = world.log_ref.to(log_policy.dtype)
     h = margin(log_policy[i], log_policy[j], log_ref[i], log_ref[j])  # (Y²,)
-    return (weights.flatten() * LOSSES[name].value(h, world.beta, label_smoothing)).sum()
+    return (weights.flatten() * MARGIN_LOSSES[name].value(h, world.beta, label_smoothing)).sum()
 
 
-def fit_table(world, weights, name="sigmoid", label_smoothing=None, max_iter=1000):
-    """(log π (Y,), lowest loss seen), the policy being free at every completion: where L-BFGS ends, from the reference.
+def policy_of(world, u):
+    """Log π (Y,) = log π_ref + u/√π_ref + const: of u (Y,), a loss is curved about equally in every direction."""
+    return (world.log_ref + u * (-world.log_ref / 2).exp()).log_softmax(-1)
 
-    That is the minimum if the loss is smooth and convex and has one; log π is nan where the loss falls without end.
-    Written log π = log π_ref + u/√π_ref + const, the loss is curved about equally in every direction of u.
+
+class Bottomless(Exception):
+    """A loss that has passed below every minimum that there could be."""
+
+
+def fit_u(world, objective, start=None, max_iter=1000):
+    """(log π (Y,), lowest loss seen, u), the policy being free at every completion: where L-BFGS ends.
+
+    That is the minimum if the loss, a function of log π (Y,), is smooth and convex and has one; log π is nan where the
+    loss falls without end. It begins at `start`, by default u = 0, the reference.
     """
-    u = torch.zeros_like(world.log_ref, requires_grad=True)
+    u = (torch.zeros_like(world.log_ref) if start is None else start.clone()).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [u], max_iter=max_iter, tolerance_grad=1e-12, tolerance_change=0, history_size=50, line_search_fn="strong_wolfe"
     )
-
     lowest = math.inf
-
-    def policy():
-        return (world.log_ref + u * (-world.log_ref / 2).exp()).log_softmax(-1)
 
     def closure():
         nonlocal lowest
         optimizer.zero_grad()
-        loss = mean_loss(policy(), world, weights, name, label_smoothing)
+        loss = objective(policy_of(world, u))
         loss.backward()
         lowest = min(lowest, loss.item())  # nan is never the smaller
+        if lowest < BOTTOMLESS:
+            raise Bottomless
         return loss
 
-    optimizer.step(closure)
-    log_policy = policy().detach()
-    return (log_policy if lowest > BOTTOMLESS else torch.full_like(log_policy, math.nan)), lowest
+    try:
+        optimizer.step(closure)
+    except Bottomless:
+        return torch.full_like(world.log_ref, math.nan), lowest, u.detach()
+    return policy_of(world, u).detach(), lowest, u.detach()
+
+
+def fit_table(world, weights, name="sigmoid", label_smoothing=None, max_iter=1000):
+    """(log π (Y,), lowest loss seen): where a loss of the margin ends, from the reference; as `fit_u`."""
+    return fit_u(
+        world, lambda log_policy: mean_loss(log_policy, world, weights, name, label_smoothing), max_iter=max_iter
+    )[:2]
 
 
 def fit_gpt(world, weights, steps=800, learning_rate=1e-2):
@@ -182,7 +198,7 @@ def fit_losses(world):
     return {
         (name, flips): fit_table(world, all_preferences(world, flips), name, FLIPS if loss.smoothing else None)
         for flips in (0.0, FLIPS)
-        for name, loss in LOSSES.items()
+        for name, loss in MARGIN_LOSSES.items()
     }
 
 
@@ -205,7 +221,7 @@ def fit_pair(world, chosen, rejected, steps=30, learning_rate=0.05, beta=0.1):
             history.append(exact_log_policy(policy, PROMPT, vocab_size - 1, length))
         h = margin(*batch_logps(policy, batch).chunk(2), *reference_logps)
         optimizer.zero_grad()
-        LOSSES["sigmoid"].value(h, beta).sum().backward()
+        MARGIN_LOSSES["sigmoid"].value(h, beta).sum().backward()
         optimizer.step()
     return torch.stack(history)
 
