@@ -57,17 +57,9 @@ class Completion:
 
 @torch.no_grad()
 def prefill(model, prompts, max_new_tokens):
-    """Run a batch of prompts, of any lengths, and remember them.
-
-    Args:
-        prompts: lists of token ids, none of them empty.
-        max_new_tokens: how many tokens the cache is to have room for, or block_size where that is less.
+    """Run a batch of prompts, lists of token ids, none empty, and remember them, with room for `max_new_tokens` more.
 
     Returns: logits (B, V) of the tokens that come next, their positions (B,), and the `KVCache`.
-
-    Raises:
-        ValueError: a prompt does not leave room for one token.
-        FloatingPointError: the model's weights are not finite.
     """
     device, block_size = model.head_weight.device, model.config.block_size
     lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -79,8 +71,7 @@ def prefill(model, prompts, max_new_tokens):
     dtype = torch.get_autocast_dtype(device.type) if autocast else model.head_weight.dtype
     if device.type == "cpu":
         dtype = torch.promote_types(dtype, torch.float32)  # a CPU attends to half-precision keys several times slower
-    length = min(longest + max_new_tokens, block_size)
-    cache = KVCache(model.config, len(prompts), length, device, dtype)
+    cache = KVCache(model.config, len(prompts), min(longest + max_new_tokens, block_size), device, dtype)
     if device.type == "cpu":
         cache.slots = longest  # grows with each step; elsewhere all shapes stay as they are
     lengths = lengths.to(device)
@@ -110,8 +101,6 @@ def stream(model, prompts, end_of_text, max_new_tokens, generator=None, **sampli
 
     A prompt's completion depends on the generator's state and on the prompt, not on the other prompts nor on their
     order, up to the rounding of the model; of equal prompts the first gets the first completion and so on.
-
-    Args: see the file's docstring.
 
     Yields: after every step the `Completion` of each prompt, the same objects, as far as they have come.
     """

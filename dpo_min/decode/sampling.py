@@ -64,8 +64,7 @@ class Sampling:
     @property
     def processors(self):
         """The arguments of `next_token_probs` that are set here."""
-        names = "temperature", "top_k", "top_p", "min_p", "repetition_penalty"
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in "temperature top_k top_p min_p repetition_penalty".split()}
 
 
 def next_token_probs(

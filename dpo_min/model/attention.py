@@ -65,16 +65,25 @@ def additive(mask, dtype):
 class LanguageModel(nn.Module):
     """tokens → embed → blocks → norm → hidden → head_weightᵀ → logits; a model adds what these are.
 
-    Its `embed(tokens, positions)` returns x (B, T, C) and whatever else each block has to know of the positions.
+    It says how it names its parts (EMBEDDING, BLOCKS, NORM) and its projections into the residual stream (RESIDUAL);
+    `embed(tokens, positions)` returns x (B, T, C) and whatever else each block has to know of the positions.
     There is no dropout: policy and reference must be the same function at step 0.
     """
-
-    RESIDUAL = ()  # ends of the names of the projections into the residual stream
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.checkpoint_activations = False  # True: keep only each block's input, and compute the rest again backwards
+
+    @property
+    def blocks(self):
+        """The layers, first to last."""
+        return getattr(self, self.BLOCKS)
+
+    @property
+    def head_weight(self):
+        """(V, C): the token embedding, unless the head has a matrix of its own."""
+        return (getattr(self, self.EMBEDDING) if self.config.tied else self.lm_head).weight
 
     @torch.no_grad()
     def init_weights(self, generator=None):
@@ -109,10 +118,10 @@ class LanguageModel(nn.Module):
                 x = checkpoint(block, x, mask, write_cache, *places, use_reentrant=False)
             else:
                 x = block(x, mask, write_cache, *places)
-        return self.norm(x)
+        return getattr(self, self.NORM)(x)
 
     def prepare(self, tokens, positions, mask, cache):
-        """(positions, the mask to add to scores or None) of `forward`'s arguments, which it checks."""
+        """(positions, the mask that is added to scores, or None) of `forward`'s arguments, which are checked."""
         kind, T = type(self).__name__, tokens.shape[-1] if tokens.dim() else 0
         if tokens.dim() != 2:
             raise ValueError(f"{kind}: tokens must be (B, T), got {tuple(tokens.shape)}")

@@ -64,7 +64,7 @@ class Block(nn.Module):
 class GPT(LanguageModel):
     """GPT-2; see the module's docstring."""
 
-    CONFIG, RESIDUAL = GPTConfig, ("c_proj.weight",)
+    CONFIG, EMBEDDING, BLOCKS, NORM, RESIDUAL = GPTConfig, "wte", "h", "ln_f", ("c_proj.weight",)
 
     def __init__(self, config, generator=None):
         super().__init__(config)
@@ -75,21 +75,6 @@ class GPT(LanguageModel):
         if not config.tied:
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.init_weights(generator)
-
-    @property
-    def blocks(self):
-        """The layers, first to last."""
-        return self.h
-
-    @property
-    def norm(self):
-        """What comes after the last layer."""
-        return self.ln_f
-
-    @property
-    def head_weight(self):
-        """(V, C): the token embedding, unless the head has a matrix of its own."""
-        return self.wte.weight if self.config.tied else self.lm_head.weight
 
     def embed(self, tokens, positions):
         """(B, T) ids, (B, T) or (T,) positions → x (B, T, C), as a tuple: the blocks ask for no more."""

@@ -116,7 +116,8 @@ class Block(nn.Module):
 class Llama(LanguageModel):
     """Llama; see the module's docstring."""
 
-    CONFIG, RESIDUAL = LlamaConfig, ("o_proj.weight", "down_proj.weight")
+    CONFIG, EMBEDDING, BLOCKS, NORM = LlamaConfig, "embed_tokens", "layers", "norm"
+    RESIDUAL = ("o_proj.weight", "down_proj.weight")
 
     def __init__(self, config, generator=None):
         super().__init__(config)
@@ -126,16 +127,6 @@ class Llama(LanguageModel):
         if not config.tied:
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.init_weights(generator)
-
-    @property
-    def blocks(self):
-        """The layers, first to last."""
-        return self.layers
-
-    @property
-    def head_weight(self):
-        """(V, C): the token embedding, unless the head has a matrix of its own."""
-        return self.embed_tokens.weight if self.config.tied else self.lm_head.weight
 
     def embed(self, tokens, positions):
         """(B, T) ids, (B, T) or (T,) positions → x (B, T, C), and (cos, sin) of every block's rotations."""

@@ -5,43 +5,26 @@ from pathlib import Path
 from dpo_min.system.files import read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def read_config(directory):
-    """The object in the directory's config.json.
-
-    Raises:
-        ValueError: it is not a model's directory, or has no weights that are read here; the message says what it is.
-    """
-    directory = Path(directory)
-    path = directory / "config.json"
+    """The object in a model directory's config.json; ValueError says what the directory is, where it is no model's."""
+    directory, what = Path(directory), None
     if directory.is_file():
-        raise ValueError(f"{directory}: {'a GGUF file' if is_gguf(directory) else 'a file'}, not a model directory")
-    if not path.exists():
+        what = f"a {directory.suffix or 'plain'} file, not a directory with safetensors in it"
+    elif not (directory / "config.json").exists():
         if (directory / "model" / "config.json").is_file():
-            raise run_given(directory)
-        if (directory / "adapter_config.json").is_file():
-            raise ValueError(
-                f"{directory}: an adapter, which needs the model that it was trained on: --init is for that"
-            )
-        if any(directory.glob("*.gguf")):
-            raise ValueError(f"{directory}: holds a GGUF file, not a model directory; convert it to safetensors first")
-    content = read_json(path)
-    if "data_sha256" in content and "model_type" not in content:
-        raise run_given(directory)
-    return content
-
-
-def run_given(directory):
-    """What is said where train.py's --out is given as a model."""
-    return ValueError(f"{directory}: the directory of a run, not of a model: the model is in {directory / 'model'}")
-
-
-def is_gguf(path):
-    """Whether a file begins as GGUF files do."""
-    with open(path, "rb") as file:
-        return file.read(4) == b"GGUF"
+            what = f"the directory of a run: the model is in {directory / 'model'}"
+        elif (directory / "adapter_config.json").is_file():
+            what = "an adapter, which belongs on the model that it was trained on: give --init that model"
+        elif any(directory.glob("*.gguf")):
+            what = "a GGUF file is in it; convert it to safetensors first"
+    if not what:
+        content = read_json(directory / "config.json")
+        if "data_sha256" not in content or "model_type" in content:
+            return content
+        what = f"the directory of a run: the model is in {directory / 'model'}"
+    raise ValueError(f"{directory}: not a model: {what}")
 
 
 def weight_files(directory):
@@ -54,7 +37,7 @@ def weight_files(directory):
     if (directory / WEIGHTS).exists():
         return {directory / WEIGHTS: None}
     if not (directory / INDEX).exists():
-        pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+        pickles = [path.name for path in sorted(directory.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
         also = f" but {pickles[0]}, a pickle, which may run code: save the model as safetensors" if pickles else ""
         raise ValueError(f"{directory}: holds no {WEIGHTS}{also}")
     places = read_json(directory / INDEX).get("weight_map")

@@ -13,16 +13,8 @@ import torch
 
 from dpo_min.system.files import write_atomically
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES |= {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
 MAX_HEADER = 2**24  # bytes; those of GPT-2 XL take 2^17, and Python needs up to 30 times as much
 MAX_DIMENSIONS = 8
 WRITTEN = 1 / 8  # of a file's bytes that are on the disk at least; compression alone does not bring weights below
@@ -41,8 +33,11 @@ class Safetensors:
         self.path = Path(path)
         if not self.path.is_file():
             raise ValueError(f"{path}: no such file")
-        size = self.path.stat().st_size
-        raw = np.memmap(self.path, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
+        try:
+            size = self.path.stat().st_size
+            raw = np.memmap(self.path, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
         start = raw[: len(POINTER)].tobytes()
         if start == POINTER:
             raise ValueError(f"{path}: a pointer of git-lfs, not the file that it stands for: run `git lfs pull` there")
@@ -67,9 +62,7 @@ class Safetensors:
             if end - begin != dtype.itemsize * math.prod(shape):
                 raise ValueError(f"{self.path}: tensor {name}: {end - begin} bytes do not hold {dtype} {shape}")
             if begin != position:
-                raise ValueError(
-                    f"{self.path}: tensor {name} starts at byte {begin}, the one before ends at {position}"
-                )
+                raise ValueError(f"{self.path}: tensor {name} starts at byte {begin}, where {position} is the next")
             position = end
         if position != len(self.data):
             raise ValueError(f"{self.path}: {len(self.data) - position} bytes after the last tensor")

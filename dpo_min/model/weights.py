@@ -25,24 +25,17 @@ LAYER_TENSORS = 9  # of each layer, at least
 
 
 class Layout(NamedTuple):
-    """How an architecture's tensors are stored; names are ours, which are the ecosystem's without the prefix."""
+    """How an architecture's tensors are stored, under our names, which are the ecosystem's without the prefix."""
 
     prefix: str
-    embedding: str
-    transposed: re.Pattern  # stored input × output where nn.Linear keeps output × input
-    buffers: re.Pattern  # in old files: what is computed, not trained
+    buffers: str  # a pattern: what old files hold although it is not trained
+    transposed: str = "(?!)"  # a pattern: stored input × output where nn.Linear keeps output × input
 
 
+PROJECTIONS = r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight"
 LAYOUTS = {
-    GPT: Layout(
-        "transformer.",
-        "wte.weight",
-        re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight"),
-        re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"),
-    ),
-    Llama: Layout(
-        "model.", "embed_tokens.weight", re.compile("(?!)"), re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-    ),
+    GPT: Layout("transformer.", r"h\.\d+\.attn\.(bias|masked_bias)", PROJECTIONS),
+    Llama: Layout("model.", r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
 }
 MODELS = {model.CONFIG: model for model in LAYOUTS}
 
@@ -95,33 +88,31 @@ def stored_tensors(directory, config, layout):
             raise ValueError(f"{path}: tensor {name} is {wrong}")
         for key in file.entries:
             name = key.removeprefix(layout.prefix)
-            if layout.buffers.fullmatch(name):
+            if re.fullmatch(layout.buffers, name):
                 continue
             if name in stored:
                 raise ValueError(f"{directory}: tensor {name} appears twice, with and without {layout.prefix}")
             stored[name] = file, key
     if config.tied and HEAD in stored:
-        file, key = stored.pop(HEAD)
-        other, place = stored.setdefault(layout.embedding, (file, key))
+        (file, key), embedding = stored.pop(HEAD), MODELS[type(config)].EMBEDDING + ".weight"
+        other, place = stored.setdefault(embedding, (file, key))
         if file.entries[key][:2] != other.entries[place][:2] or not torch.equal(file.read(key), other.read(place)):
-            raise ValueError(f"{directory}: {HEAD} differs from {layout.embedding}, which config.json ties it to")
+            raise ValueError(f"{directory}: {HEAD} differs from {embedding}, which config.json ties it to")
     return stored
 
 
 def orient(layout, name, tensor):
     """Turn a tensor between the orientation of the file and nn.Linear's; the same step in both directions."""
-    return tensor.t() if layout.transposed.fullmatch(name) else tensor
+    return tensor.t() if re.fullmatch(layout.transposed, name) else tensor
 
 
 def save_model(model, directory, end_of_text=None):
     """Write a model as a directory, each file complete or not at all; `end_of_text` is its token's id."""
     directory, layout = Path(directory), LAYOUTS[type(model)]
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name if name == HEAD else layout.prefix + name: orient(layout, name, tensor)
-        for name, tensor in model.state_dict().items()
-    }
-    write_safetensors(directory / "model.safetensors", tensors)
+    tensors = {name: orient(layout, name, tensor) for name, tensor in model.state_dict().items()}
+    named = {name if name == HEAD else layout.prefix + name: tensor for name, tensor in tensors.items()}
+    write_safetensors(directory / "model.safetensors", named)
     config = as_json(model.config, end_of_text)
     generation = {"bos_token_id": config["bos_token_id"], "eos_token_id": end_of_text, "pad_token_id": end_of_text}
     for name, content in (("generation_config.json", generation), ("config.json", config)):  # config.json comes last

@@ -134,9 +134,9 @@ def defined_logps(model, pairs, reduce="sum", chosen_only=False):
 @example([LONGEST], "sum", False, 0)
 @example([LONGEST, TokenizedPair([END], [END], [END])], "mean", False, 0)
 @example([LONGEST], "sum", True, 0)
-def test_a_packed_batch_has_the_log_probabilities_and_gradients_of_padded_rows(tiny_gpt, pairs, reduce, alone, seed):
+def test_a_packed_batch_has_the_log_probabilities_and_gradients_of_padded_rows(tiny_model, pairs, reduce, alone, seed):
     """Kills: an answer that sees the other; shifted positions; a gradient of the prompt taken from one answer only."""
-    model = copy.deepcopy(tiny_gpt).requires_grad_()
+    model = copy.deepcopy(tiny_model).requires_grad_()
     parameters = list(model.parameters())
     ours, theirs = batch_logps(model, pack(pairs, alone), reduce), defined_logps(model, pairs, reduce, alone)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)

@@ -18,6 +18,7 @@ from dpo_min.decode.generate import decode_step, generate, prefill, stream
 from dpo_min.decode.sampling import next_token_probs
 from dpo_min.decode.stop_strings import StopStrings
 from dpo_min.exact import enumerate_completions, exact_log_policy
+from dpo_min.model.llama import Llama, LlamaConfig
 
 END, BLOCK_SIZE = 4, 12  # of tiny_gpt
 texts = partial(st.lists, st.integers(0, END))
@@ -55,10 +56,10 @@ def plain_greedy(model, prompt, max_new_tokens):
 @given(batches, st.integers(0, 14))
 @example([[], [0], [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2]], 14)
 @example([[0, 3, 2, 4], [0] * 11], 1)
-def test_greedy_decoding_is_the_argmax_of_full_forwards_for_every_prompt_of_the_batch(tiny_gpt, prompts, length):
+def test_greedy_decoding_is_the_argmax_of_full_forwards_for_every_prompt_of_the_batch(tiny_model, prompts, length):
     """Kills: a cache whose slots are off by one; the logits of a shorter prompt taken from its padding."""
-    ours = ids_of(tiny_gpt, prompts, END, length, temperature=0)
-    assert ours == [plain_greedy(tiny_gpt, prompt, length) for prompt in prompts]
+    ours = ids_of(tiny_model, prompts, END, length, temperature=0)
+    assert ours == [plain_greedy(tiny_model, prompt, length) for prompt in prompts]
 
 
 @given(batches, st.integers(0, 14), st.integers(0, 99))
@@ -230,6 +231,47 @@ def test_a_temperature_near_zero_is_greedy(tiny_gpt, prompts, n):
     assert ids_of(tiny_gpt, prompts, END, n, temperature=1e-9) == ids_of(tiny_gpt, prompts, END, n, temperature=0)
 
 
+# ---- an embedding beyond the vocabulary ----
+
+
+@settings(max_examples=30)
+@given(batches, st.integers(1, 5), st.integers(0, 99), wishes)
+def test_a_token_that_the_tokenizer_does_not_have_is_never_drawn(tiny_padded, prompts, n, seed, wish):
+    """Its rows may be anything; the log-probabilities stay the model's, over all of them. Kills: a padded row that is
+    likely and drawn, is counted by top-k, or holds the temperature's maximum; one left out of the softmax of log π.
+    """
+    prompts, wish = [[token % 3 for token in prompt] for prompt in prompts], {**wish}
+    wish.pop("min_new_tokens", None)
+    drawn = generate(tiny_padded, prompts, 2, n, torch.Generator().manual_seed(seed), vocab_size=3, **wish)
+    beams = beam_search(tiny_padded, prompts[:1], 2, n, 2, vocab_size=3)
+    for prompt, completion in zip(prompts + prompts[:1] * len(beams[0]), drawn + beams[0], strict=True):
+        text = prompt or [2]
+        assert all(token < 3 for token in completion.ids)
+        for t, token in enumerate(completion.ids):
+            logits = tiny_padded.logits(tiny_padded(torch.tensor([text + completion.ids[:t]])))[:, -1]
+            assert completion.logps[t] == pytest.approx(logits.log_softmax(-1)[0, token].item(), abs=1e-10)
+            seen = torch.zeros(1, 3, dtype=torch.bool)
+            seen[0, text + completion.ids[:t]] = True
+            probs = next_token_probs(logits[:, :3], seen=seen, **wish)
+            if completion.sampling_logps[t] or completion not in beams[0]:
+                assert completion.sampling_logps[t] == pytest.approx(probs[0, token].log().item(), abs=1e-4)
+
+
+def test_without_a_vocabulary_the_padded_rows_are_drawn(tiny_padded):
+    """The test above would notice."""
+    assert any(max(ids) >= 3 for ids in ids_of(tiny_padded, [[0]] * 9, 2, 3, torch.Generator().manual_seed(0)))
+    with pytest.raises(ValueError, match="vocab_size must be a whole number from 1 up, got 0"):
+        generate(tiny_padded, [[0]], 2, 3, vocab_size=0)
+
+
+@pytest.fixture(scope="module")
+def tiny_padded(tiny_gpt):
+    """tiny_gpt as the model of a tokenizer of three tokens: ids 3 and 4 are padding, and the likeliest of all."""
+    model = copy.deepcopy(tiny_gpt)
+    model.wte.weight[3:] *= 3
+    return model
+
+
 # ---- stop strings ----
 
 SPELLING = [b"a", b"ab", b"ba", b"", b""]  # of each id: strings span tokens, and end inside them
@@ -302,13 +344,13 @@ def test_one_beam_is_greedy(tiny_gpt, prompts, n, length_penalty, least):
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, -0.5, 3.0])
-def test_as_many_beams_as_completions_rank_them_all(tiny_gpt, length_penalty):
+def test_as_many_beams_as_completions_rank_them_all(tiny_model, length_penalty):
     """Kills: a hypothesis dropped, counted twice or never ended; a penalty on the wrong side of the division."""
     prompts, T = [[0, 1], [3]], 3
     completions = enumerate_completions(5, END, T)
-    beams = beam_search(tiny_gpt, prompts, END, T, len(completions), length_penalty)
+    beams = beam_search(tiny_model, prompts, END, T, len(completions), length_penalty)
     for prompt, beam in zip(prompts, beams, strict=True):
-        exact = dict(zip(completions, exact_log_policy(tiny_gpt, prompt, END, T).tolist(), strict=True))
+        exact = dict(zip(completions, exact_log_policy(tiny_model, prompt, END, T).tolist(), strict=True))
         ranked = sorted(completions, key=lambda y: exact[y] / len(y) ** length_penalty, reverse=True)
         assert [tuple(hypothesis.ids) for hypothesis in beam] == ranked
         assert [hypothesis.logp for hypothesis in beam] == pytest.approx([exact[y] for y in ranked], abs=1e-10)
@@ -361,22 +403,22 @@ def test_no_beam_and_no_room_are_named(tiny_gpt):
 
 @settings(max_examples=20)
 @given(st.lists(texts(min_size=1, max_size=6), min_size=1, max_size=4), st.booleans())
-def test_decode_steps_after_a_prefill_are_the_full_forward(tiny_gpt, prompts, all_slots):
+def test_decode_steps_after_a_prefill_are_the_full_forward(tiny_model, prompts, all_slots):
     """Kills: a slot too few or too many in use; positions that do not advance; static shapes that see empty slots."""
-    logits, positions, cache = prefill(tiny_gpt, prompts, 5)
+    logits, positions, cache = prefill(tiny_model, prompts, 5)
     rows = [[*prompt] for prompt in prompts]
     if all_slots:  # as on a GPU
         cache.slots = cache.keys.shape[3]
     for step in range(5):
-        expected = torch.cat([plain_logits(tiny_gpt, row) for row in rows])
+        expected = torch.cat([plain_logits(tiny_model, row) for row in rows])
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
         tokens = torch.tensor([(7 * step + i) % 5 for i in range(len(rows))])
-        logits = decode_step(tiny_gpt, tokens, positions + step, cache)
+        logits = decode_step(tiny_model, tokens, positions + step, cache)
         for row, token in zip(rows, tokens.tolist(), strict=True):
             row.append(token)
 
 
-def test_with_all_slots_in_use_every_step_is_one_and_the_same_graph(tiny_gpt):
+def test_with_all_slots_in_use_every_step_is_one_and_the_same_graph(tiny_model):
     """Kills: a shape or a branch that depends on a value, which breaks a CUDA graph or compiles every step again."""
     graphs = []
 
@@ -384,55 +426,68 @@ def test_with_all_slots_in_use_every_step_is_one_and_the_same_graph(tiny_gpt):
         graphs.append(graph)
         return graph.forward
 
-    logits, positions, cache = prefill(tiny_gpt, [[0, 1], [2]], 6)
+    logits, positions, cache = prefill(tiny_model, [[0, 1], [2]], 6)
     cache.slots = cache.keys.shape[3]
     compiled = torch.compile(decode_step, fullgraph=True, backend=backend)
     rows = [[0, 1], [2]]
     for step in range(4):
         tokens = logits.argmax(-1)
-        logits = compiled(tiny_gpt, tokens, positions + step, cache)
+        logits = compiled(tiny_model, tokens, positions + step, cache)
         rows = [[*row, token] for row, token in zip(rows, tokens.tolist(), strict=True)]
     assert len(graphs) == 1
-    torch.testing.assert_close(logits, torch.cat([plain_logits(tiny_gpt, row) for row in rows]), rtol=0, atol=1e-12)
+    torch.testing.assert_close(logits, torch.cat([plain_logits(tiny_model, row) for row in rows]), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_decoding_gpt_is_the_model(tiny_gpt, dtype, batch):
-    """Kills: a bias left out; a layer packed twice or in another's place; a head that is not the embedding's; a part
-    that follows what the model learns later; weights drawn from the global source only to be replaced.
+def test_decoding_weights_are_the_model(tiny_model, dtype, batch):
+    """Kills: a bias left out; a layer packed twice or in another's place; the other head; a part that follows what the
+    model learns later; weights drawn from the global source only to be replaced; rotations in bfloat16.
     """
-    model, state = copy.deepcopy(tiny_gpt), torch.get_rng_state()
+    model, state = copy.deepcopy(tiny_model), torch.get_rng_state()
     fast = decoding_weights(model, dtype)
     assert torch.equal(torch.get_rng_state(), state)
     for parameter in model.parameters():
         parameter.zero_()
     assert fast.head_weight.dtype == dtype and not any(p.requires_grad for p in fast.parameters())
     assert isinstance(fast, Decoder) == packable(model.head_weight.to(dtype))
-    assert not packable(tiny_gpt.head_weight)
+    assert not packable(tiny_model.head_weight)
     tokens = torch.randint(5, (batch, 7), generator=torch.Generator().manual_seed(0))
     logits = fast.logits(fast(tokens))
-    expected = tiny_gpt.logits(tiny_gpt(tokens))
+    expected = tiny_model.logits(tiny_model(tokens))
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.3}[dtype]
     assert logits.dtype == dtype
     torch.testing.assert_close(logits.double(), expected, rtol=0, atol=tolerance)
     drawn = generate(fast, tokens.tolist(), END, 5, torch.Generator().manual_seed(0))
     for row, completion in zip(tokens.tolist(), drawn, strict=True):
         exact = sum(
-            plain_logits(tiny_gpt, row + completion.ids[:t]).log_softmax(-1)[0, token].item()
+            plain_logits(tiny_model, row + completion.ids[:t]).log_softmax(-1)[0, token].item()
             for t, token in enumerate(completion.ids)
         )
         assert completion.logp == pytest.approx(exact, abs=5 * tolerance)
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_kin_of_llama_decodes(kind, tied):
+    """Kills: biases of q, k and v, or norms of q and k, that packing loses; a head that is packed for the embedding."""
+    sizes = LlamaConfig(9, 16, 2, 4, 8, 12, 2, model_type=kind, tied=tied)
+    model = Llama(sizes, torch.Generator().manual_seed(0)).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    tokens = torch.tensor([[0, 5, 8, 2, 7, 7]])
+    fast = decoding_weights(model, torch.float32)
+    torch.testing.assert_close(fast.logits(fast(tokens)), model.logits(model(tokens)), rtol=0, atol=1e-5)
+
+
 @settings(max_examples=30)
 @given(batches, st.integers(1, 9))
-def test_under_autocast_greedy_decoding_picks_a_token_that_is_about_the_most_likely(tiny_gpt, prompts, length):
+def test_under_autocast_greedy_decoding_picks_a_token_that_is_about_the_most_likely(tiny_model, prompts, length):
     """Kills: a cache kept in another dtype than the queries."""
-    model = copy.deepcopy(tiny_gpt).float()
+    model = copy.deepcopy(tiny_model).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         completions = ids_of(model, prompts, END, length, temperature=0)
     for prompt, completion in zip(prompts, completions, strict=True):
         for t, token in enumerate(completion):
-            logps = plain_probs(tiny_gpt, (prompt or [END]) + completion[:t]).log()
+            logps = plain_probs(tiny_model, (prompt or [END]) + completion[:t]).log()
             assert logps[token] > logps.max() - 0.3

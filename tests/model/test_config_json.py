@@ -386,9 +386,9 @@ def test_what_a_directory_is_mistaken_for_is_named(tmp_path):
         refused(
             tmp_path / place, rf"the directory of a run.*the model is in {re.escape(str(tmp_path / place / 'model'))}"
         )
-    refused(tmp_path / "adapter", "an adapter, which needs the model")
-    refused(tmp_path / "gguf", "holds a GGUF file")
-    refused(tmp_path / "gguf" / "model.gguf", "a GGUF file, not a model directory")
-    refused(tmp_path / "pickle" / "pytorch_model.bin", "a file, not a model directory")
+    refused(tmp_path / "adapter", "an adapter, which belongs on the model")
+    refused(tmp_path / "gguf", "a GGUF file is in it")
+    refused(tmp_path / "gguf" / "model.gguf", "a .gguf file, not a directory with safetensors")
+    refused(tmp_path / "pickle" / "pytorch_model.bin", "a .bin file, not a directory with safetensors")
     refused(tmp_path / "pickle", "no model.safetensors but pytorch_model.bin, a pickle")
     refused(tmp_path / "empty", "holds no model.safetensors$")

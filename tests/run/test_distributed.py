@@ -18,7 +18,8 @@ import train
 from dpo_min.data.rows import TokenizedPair
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.model.gpt import GPT, GPTConfig
-from dpo_min.model.weights import load_model
+from dpo_min.model.llama import LlamaConfig
+from dpo_min.model.weights import MODELS, load_model
 from dpo_min.run import distributed, session
 from dpo_min.run.job import prepare
 from dpo_min.run.train_flags import TrainFlags
@@ -27,6 +28,7 @@ from dpo_min.system import launcher, program
 ROOT = Path(train.__file__).parent
 STEPS, STOP_AT = 9, 5
 SIZES = GPTConfig(vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=6)  # nothing that two divides evenly
+LLAMA = LlamaConfig(11, 16, 2, 3, 7, 5, n_kv_head=1, head_size=2, model_type="qwen2", tied=False)
 
 
 def draw_pairs(n, seed):
@@ -57,17 +59,17 @@ class Interrupted(train.Stage):
         return super().step(*arguments)
 
 
-def fit(directory, kind=train.Stage, **settings):
+def fit(directory, kind=train.Stage, sizes=SIZES, **settings):
     """A run in float64 from fixed weights, with clipping and decay that matter; returns the stage."""
     settings = {"weight_decay": 0.1, "max_grad_norm": 0.05, "warmup_steps": 2, "max_steps": STEPS} | settings
     config = TrainFlags(
         data=[], batch_size=6, micro_batch_size=2, learning_rate=0.01, log_every=2, eval_every=3, save_every=4,
         **settings,
     )  # fmt: skip
-    policy = GPT(SIZES, torch.Generator().manual_seed(0)).double()
+    policy = MODELS[type(sizes)](sizes, torch.Generator().manual_seed(0)).double()
     reference = None
     if config.loss_type != "sft":
-        reference = GPT(SIZES, torch.Generator().manual_seed(0)).double()
+        reference = MODELS[type(sizes)](sizes, torch.Generator().manual_seed(0)).double()
     stage = kind(config, policy, reference, directory)
     finished = stage.fit(PAIRS, HELD_OUT, "fit")
     assert finished == (kind is train.Stage)
@@ -113,6 +115,7 @@ def in_two_processes(directory):
             assert distributed.sums({"held": held})["held"] == (total if shard else 2 * total)
             assert held < 0.7 * total or not shard
             fit(directory / f"{name}-sft", shard=shard, loss_type="sft", optimizer="rmsprop")
+            fit(directory / f"{name}-llama", sizes=LLAMA, shard=shard)
             fit(directory / f"{name}-part", Interrupted, shard=shard)
             fit(directory / f"{name}-from-one", shard=shard, resume=True)
         # A checkpoint of FSDP goes on under DDP, and the reverse.
@@ -141,12 +144,13 @@ def runs(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs")
     fit(directory / "one")
     fit(directory / "one-sft", loss_type="sft", optimizer="rmsprop")
+    fit(directory / "one-llama", sizes=LLAMA)
     fit(directory / "one-part", Interrupted)
     for name in ("ddp", "fsdp"):
         shutil.copytree(directory / "one-part", directory / f"{name}-from-one")
     shown = torchrun(__file__, directory)
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.count(f"fit {STEPS}/{STEPS}  loss") == 8, shown.stdout  # by the first process alone
+    assert shown.stdout.count(f"fit {STEPS}/{STEPS}  loss") == 10, shown.stdout  # by the first process alone
     return directory
 
 
@@ -159,6 +163,7 @@ def test_two_processes_log_and_end_as_one_does(runs, name):
     assert max(line.get("grad_norm", 0) for line in expected[0]) > 0.05  # so that clipping shortens
     assert close(runs / f"{name}-whole", expected)
     assert close(runs / f"{name}-sft", result(runs / "one-sft"))
+    assert close(runs / f"{name}-llama", result(runs / "one-llama"))
 
 
 @pytest.mark.parametrize("name", ["ddp-from-one", "fsdp-from-one", "ddp-from-fsdp", "fsdp-from-ddp"])
