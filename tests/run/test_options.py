@@ -52,7 +52,7 @@ def test_configs_do_not_share_their_lists():
     assert parse()[0].more_data == []
 
 
-@given(st.floats(0, exclude_min=True, allow_infinity=False), st.integers(1, 10**9), st.integers(0, 2**63 - 1))
+@given(st.floats(1e-6, 1e9), st.integers(1, 10**9), st.integers(0, 2**63 - 1))
 def test_every_accepted_number_is_read_exactly(beta, steps, seed):
     """Kills: numbers rounded on the way, or whole numbers read as floats."""
     config, _ = parse("--beta", repr(beta), "--max-steps", str(steps), "--seed", str(seed))
@@ -73,13 +73,15 @@ def test_any_text_can_be_given_after_an_equals_sign(text):
     (flags.LENGTH, int, ["2"], ["1", "2.5"]),
     (flags.NATURAL, int, ["0"], ["-1"]),
     (flags.SEED, int, ["0", str(2**63 - 1)], ["-1", str(2**63)]),
-    (flags.POSITIVE, float, ["1e-300", "3"], ["0", "-0.0", "-1", "inf", "nan", "1e999", "x", ""]),
-    (flags.NOT_NEGATIVE, float, ["0", "1e300"], ["-1e-9", "inf", "nan"]),
-    (flags.RATE, float, ["10", "1e-9"], ["0", "10.1", "nan"]),
+    (flags.ABOVE_ZERO, float, ["1e-300", "1e300"], ["0", "-0.0", "-1", "inf", "nan", "1e999", "x", ""]),
+    (flags.POSITIVE, float, ["1e-6", "1e9"], ["9e-7", "1.1e9", "1e-308", "1e308", "0", "-1", "inf", "nan"]),
+    (flags.NOT_NEGATIVE, float, ["0", "1e9"], ["-1e-9", "1e300", "inf", "nan"]),
+    (flags.DECAY, float, ["0", "10"], ["-1e-9", "10.1", "1e308", "nan"]),
+    (flags.RATE, float, ["10", "1e-9"], ["0", "10.1", "1e-308", "nan"]),
     (flags.SIZE, int, ["1", "100000"], ["0", "100001"]),
     (flags.FRACTION, float, ["0", "0.999"], ["1", "-0.1", "nan"]),
     (flags.PROBABILITY, float, ["1", "1e-9"], ["0", "1.001", "nan"]),
-    (flags.NOISE_RATE, float, ["0.499", "1e-9"], ["0", "0.5", "nan"]),
+    (flags.NOISE_RATE, float, ["0.499", "1e-6"], ["0", "0.5", "nan"]),
 ])  # fmt: skip
 def test_a_number_is_accepted_up_to_its_bounds_and_refused_beyond_with_flag_and_bounds(accepts, kind, good, bad):
     @dataclass
@@ -99,11 +101,11 @@ def test_a_number_is_accepted_up_to_its_bounds_and_refused_beyond_with_flag_and_
 @example(math.inf)
 @example(math.nan)
 def test_a_positive_flag_takes_a_number_or_refuses_it_by_its_bounds_alone(value):
-    """Kills: `not v <= 0`, which lets nan through, and a bound without infinity."""
-    if value > 0 and math.isfinite(value):
+    """Kills: `not v < least`, which lets nan through, and a bound without infinity."""
+    if 1e-6 <= value <= 1e9:
         assert parse(f"--beta={value!r}")[0].beta == value
     else:
-        with pytest.raises(ValueError, match="--beta: expected a number above 0"):
+        with pytest.raises(ValueError, match=r"--beta: expected a number from 10\^-6 to 10\^9"):
             parse(f"--beta={value!r}")
 
 

@@ -128,7 +128,7 @@ def test_only_groups_with_a_new_pair_are_scored(tmp_path):
     forwards = []
 
     class Counts:
-        wte = MODEL.wte
+        head_weight = MODEL.head_weight
 
         def __call__(self, tokens, *rest):
             forwards.append(len(tokens))
@@ -258,7 +258,7 @@ def test_an_interrupted_fill_leaves_the_folder_as_it_was(tmp_path, error):
     """Kills: a file of the pairs scored so far under the name of a whole one, and a partial file left behind."""
 
     class Stops:
-        wte, left = MODEL.wte, 2
+        head_weight, left = MODEL.head_weight, 2
 
         def __call__(self, *arguments):
             self.left -= 1
