@@ -168,7 +168,9 @@ def read_flags(argv, about):
     if flags.learning_rate is None:
         scratch, init = (SFT_LEARNING_RATE, 2e-5) if flags.loss_type == "sft" else (1e-4, 5e-6)
         flags.learning_rate = init if flags.init else scratch
-    flags.out = flags.out or Path("runs") / Path(flags.data[0]).name.split(".")[0]
+    flags.out = flags.out or Path("runs") / (Path(flags.data[0]).name.lstrip(".").split(".")[0] or "run")
+    if flags.out.name.lower() == flags.cache.name:
+        raise ValueError(f"--out {flags.out}: cache/ is what the runs beside it share and may be deleted; name another")
     flags.resume = check_out(flags.out, flags.resume)
     return flags, given
 

@@ -6,6 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from dpo_min.data.hashed_files import data_hash
 from dpo_min.data.rows import Preference, load_preferences, split_preferences, tokenize
 from dpo_min.data.tokenizer import Tokenizer, load_tokenizer
 from dpo_min.run import job
+from dpo_min.run.train_flags import read_flags
 from dpo_min.system.files import Lock, sha256
 
 BYTES = load_tokenizer("bytes")
@@ -361,6 +363,23 @@ def test_the_command_keeps_large_data_beside_the_run_and_small_data_nowhere(tmp_
     assert len(caches(tmp_path / "runs" / "cache")) == 1
     preferences = load_preferences([str(path)])[0]
     assert large[:2] == [tokenize(part, BYTES, 12)[0] for part in split_preferences(preferences, 0.4, 0)]
+
+
+@pytest.mark.parametrize(("argv", "out"), [
+    (["--data", ".prefs.jsonl"], "runs/prefs"), (["--data", "..."], "runs/run"), (["--data", "x/a.b.jsonl"], "runs/a"),
+])  # fmt: skip
+def test_a_run_has_a_directory_of_its_own(tmp_path, monkeypatch, argv, out):
+    """Kills: runs/ itself made the run, and cache/ beside it the cache of other people's files."""
+    monkeypatch.chdir(tmp_path)
+    assert read_flags(argv, "")[0].out == Path(out)
+
+
+@pytest.mark.parametrize("argv", [["--data", "cache.jsonl"], ["--data", "a.jsonl", "--out", "x/Cache"]])
+def test_no_run_is_the_cache_of_its_neighbours(tmp_path, monkeypatch, argv):
+    """Kills: a run that "may be deleted", and whose lock the others wait for."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"--out .*ache: cache/ is what the runs beside it share"):
+        read_flags(argv, "")
 
 
 def test_of_several_processes_that_need_one_cache_one_makes_it(tmp_path, monkeypatch):
