@@ -1,11 +1,13 @@
 """Is the model better than its reference? Every figure with its n and its 95 % interval.
 
     python -m dpo_min.judge.evaluate --model runs/demo/model --reference runs/demo/reference --data held-out.jsonl
-    python -m dpo_min.judge.evaluate … --scorer my_judge:score        and how often its answers win
-    python -m dpo_min.judge.evaluate … --scorer answers.jsonl:score   the same, with scores that are in a file
 
-Give it preferences that the model was not trained on. Rows are taken in an order that the seed and their own text
-decide, as many as --max-pairs says, or as some seconds of two CPU cores can score with models of this size.
+With `--scorer my_judge:score` it also reports how often the model's answers win by a function of yours, and with
+`--scorer answers.jsonl:score` by scores that stand in a file.
+
+Give it preferences that the model was not trained on. The seed and a row's own text decide the row's place in the order
+in which rows are taken. --max-pairs says how many are taken; without it, as many as two CPU cores score in some
+seconds.
 """
 
 import importlib
@@ -46,16 +48,16 @@ class EvaluateFlags:
     """Every flag: its default, and when to change it."""
 
     model: Path = flag(MISSING, "model directory, such as a run's model/")
-    reference: Path = flag(MISSING, "model directory of what it was before, such as a run's reference/")
+    reference: Path = flag(MISSING, "the model from before, a directory such as a run's reference/")
     data: list[str] = flag(MISSING, "preferences that were not trained on, .jsonl or .jsonl.gz")
     skip_bad_rows: bool = flag(False, "leave malformed rows out instead of stopping at them")
-    max_pairs: int | None = flag(None, "pairs to score; default: by the model's size, some seconds' worth", COUNT)
-    samples: int | None = flag(None, "answers to draw for the KL; default: likewise, 500 at most", SIZE)
-    max_new_tokens: int = flag(64, "the longest answer that is drawn; the KL is that of so many tokens", COUNT)
-    scorer: str | None = flag(None, "what answers are worth, for the win rate: module:function or FILE.jsonl:column")
-    beta: float | None = flag(None, "of the reward; default: the run's that --model is in, else 0.1", POSITIVE)
-    micro_batch_size: int = flag(16, "pairs per forward; smaller when memory runs out, same result", COUNT)
-    seed: int = flag(0, "other rows, other answers", SEED)
+    max_pairs: int | None = flag(None, "pairs to score; default: as many as take some seconds", COUNT)
+    samples: int | None = flag(None, "answers to draw for the KL; default: the same, 500 at most", SIZE)
+    max_new_tokens: int = flag(64, "cut drawn answers here; the KL is that of this many tokens", COUNT)
+    scorer: str | None = flag(None, "score answers for the win rate: module:function or FILE.jsonl:column")
+    beta: float | None = flag(None, "β of the reward; default: that of the run of --model, else 0.1", POSITIVE)
+    micro_batch_size: int = flag(16, "pairs per forward; lower it if memory runs out, the result stays", COUNT)
+    seed: int = flag(0, "another seed takes other rows and draws other answers", SEED)
     device: str = flag("auto", "where to compute", ["auto", "cpu", "cuda", "mps"])
     dtype: str = flag("auto", "auto: bfloat16 on CUDA, float32 elsewhere", ["auto", "float32", "bfloat16", "float16"])
     json: bool = flag(False, "print JSON instead of a table")
