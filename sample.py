@@ -6,7 +6,7 @@
     python sample.py --model runs/demo/model --reference runs/demo/reference --credit --pair prefs.jsonl:1
 
 With --reference both models answer, and the implicit reward says whose answer is better; --credit shows this reward for
-each token. On a terminal a single answer appears while it is drawn. Prompts are the lines of a file or of standard input.
+each token. On a terminal a single answer appears while it is drawn. Prompts are lines of a file or of standard input.
 """
 
 from dpo_min.run.start import JOB  # the first import: flags and prompts are checked there before PyTorch is loaded

@@ -72,7 +72,7 @@ class Stage:
         self.optimizer = make_optimizer(flags.optimizer, policy, flags.learning_rate, flags.weight_decay)
 
     def store_reference(self, pairs, held_out, directory):
-        """Score with the reference, once, every pair that this run will see, and let the model go."""
+        """Score every pair that this run will see with the reference, once; then free the memory of the reference."""
         flags, size, reduce = self.flags, self.flags.micro_batch_size, self.criterion.reduce
         steps = islice(batches(pairs, flags.batch_size, flags.seed), min(count_steps(flags, pairs)))
         groups = (group for step in chain(steps, [held_out]) for group, *_ in distributed.micro_batches(step, size))
@@ -148,7 +148,7 @@ class Stage:
         return log.write("eval", self.taken, totals, **kl)["loss"]
 
     def set_learning_rate(self, steps):
-        """The learning rate of this step, of so many, by the schedule."""
+        """Set the learning rate of this step by the schedule, and return it; the run has `steps` steps."""
         flags = self.flags
         rate = flags.learning_rate * schedule(flags.lr_schedule, self.taken, steps, flags.warmup_steps)
         for group in self.optimizer.param_groups:
@@ -209,7 +209,7 @@ class Stage:
 
 
 def first_fit(job, policy):
-    """Imitate before preferring: fit the policy to chosen answers, in reference/; whether it reached its last step."""
+    """Imitate before preferring: fit the policy to chosen answers, in reference/. Returns whether it was finished."""
     directory = job.flags.out / "reference"
     if (directory / "config.json").exists():
         return True
@@ -221,14 +221,14 @@ def first_fit(job, policy):
 
 
 def preference_fit(job, policy, reference):
-    """The stage that the run is for, and its model; whether it reached its last step."""
+    """The stage that the run is for; saves its model. Returns whether it was finished."""
     flags, held_out, tokenizer = job.flags, job.held_out, job.tokenizer
     stage = Stage(flags, policy, reference, flags.out)
     if flags.max_kl:
         known = tokenizer.end_of_text, flags.seed, tokenizer.vocab_size
         stage.kl = functools.partial(sampled_kl, policy, reference, held_out, *known)
     if reference and not flags.reference_refresh:
-        del reference  # the stage lets it go once its log-probabilities are stored
+        del reference  # the stage frees it once its log-probabilities are stored
         stage.store_reference(job.pairs, held_out, flags.cache)
     save = functools.partial(save_model_directory, policy, tokenizer)
     finished = stage.fit(job.pairs, held_out, flags.loss_type, lambda: save(flags.out / "best", sealed=True))
