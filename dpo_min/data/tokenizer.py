@@ -16,7 +16,7 @@ from pathlib import Path
 import tiktoken
 
 from dpo_min.data.tokenizer_added import END_OF_TEXT, added_token
-from dpo_min.data.tokenizer_files import as_files, one_file, read_directory
+from dpo_min.data.tokenizer_files import as_files, one_file, read_directory, with_roles
 from dpo_min.data.tokenizer_merges import find_merges, spell
 from dpo_min.data.tokenizer_pieces import GPT2_PATTERN, SINGLE_CHARACTERS, compose, cut, has_long_run
 from dpo_min.system.files import write_atomically
@@ -115,8 +115,10 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def save(self, directory):
-        """Write the files that it came from, or that say the same: vocabulary, merges, tokenizer.json, who reads it."""
-        for name, text in (self.files or self.make_files()).items():
+        """Write the files that it came from, or that say the same, but for `end_of_text` and `chat_template`."""
+        names = {i: text for text, i in self.control.items()}
+        files = with_roles(self.files or self.make_files(), names[self.end_of_text], self.chat_template)
+        for name, text in files.items():
             with write_atomically(Path(directory) / name) as file:
                 file.write(text.encode())
 

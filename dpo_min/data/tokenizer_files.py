@@ -85,9 +85,8 @@ def read_directory(directory):
         "begin_of_text": begin,
         "pattern": pattern_of(content["pre_tokenizer"] or {}),
         "nfc": content.get("normalizer") in NFC,
-        "chat_template": files.texts.get(TEMPLATE, default_template(files.config.get("chat_template"))),
-        "files": made
-        | {name: text for name, text in files.texts.items() if name not in TWO_FILES[0] + TWO_FILES[1] or whole},
+        "chat_template": chat_template(files.texts, files.config),
+        "files": made | {name: text for name, text in files.texts.items() if whole or name in BESIDE},
     }
 
 
@@ -111,11 +110,12 @@ def parse(name, text):
         raise ValueError(f"{name} is not JSON: {error}") from error
 
 
-def default_template(value):
-    """The chat template in tokenizer_config.json, where there may be several by name, or None."""
-    if isinstance(value, list):
-        return next((entry["template"] for entry in value if entry["name"] == "default"), None)
-    return value
+def chat_template(texts, config):
+    """The chat template in a file of its own, or in tokenizer_config.json, where there may be several; or None."""
+    within = config.get("chat_template")
+    if isinstance(within, list):
+        within = next((entry["template"] for entry in within if entry["name"] == "default"), None)
+    return texts.get(TEMPLATE, within) or None
 
 
 # One file, or two of which it is made
@@ -203,3 +203,12 @@ def who_reads(name, eos):
     config = {"tokenizer_class": name, "add_prefix_space": False}
     config |= {"clean_up_tokenization_spaces": False}  # decoding gives back the text as it was
     return json.dumps(config | dict.fromkeys(("bos_token", "eos_token", "unk_token"), eos), indent=2)
+
+
+def with_roles(texts, eos, template):
+    """The files, in which another token may close a text, or another chat template be the model's, than they say."""
+    config, named = (parse(name, texts.get(name, "{}")) for name in (CONFIG, NAMED))
+    changed = {} if named_token(Files(texts, None, config, named, {}), "eos_token") == eos else {"eos_token": eos}
+    if template != chat_template(texts, config):
+        texts, changed = texts | {TEMPLATE: template or ""}, changed | {"chat_template": template}
+    return texts | {CONFIG: json.dumps(config | changed, indent=2, ensure_ascii=False)} if changed else texts
