@@ -12,7 +12,7 @@ SFT_STEPS ?= 300
 STEPS ?= 250
 FRESH ?= 3000
 
-.PHONY: help setup train evaluate test hunt proof figures frontier mutants torture golden bench bench-gpu links lint format clean
+.PHONY: help setup train evaluate test hunt proof figures frontier mutants torture golden real bench bench-gpu links lint format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -81,6 +81,9 @@ torture: $(VENV)/installed ## Kill runs, break files and fill disks: writes docs
 
 golden: $(VENV)/installed ## Record the losses again that the tests compare with, after a change that is meant
 	OMP_NUM_THREADS=1 $(PY) tests/test_golden.py
+
+real: $(VENV)/installed ## Make a real model better: make real MODEL=DIR DATA=train.jsonl EVAL=heldout.jsonl
+	$(PY) -m experiments.real_model --model $(MODEL) --data $(DATA) --eval-data $(EVAL) $(REAL)
 
 bench: $(VENV)/installed ## Measure on this machine what each lever gains: writes docs/benchmarks.md
 	$(PY) -m experiments.benchmark $(BENCH)

@@ -25,7 +25,7 @@ import torch
 
 from dpo_min.data.rows import read_rows
 from dpo_min.judge.statistics import wilson_interval
-from experiments.methods import table
+from experiments.pages import table
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES, BETAS = (5e-6, 1e-5, 2e-5), (0.05, 0.1, 0.3)
@@ -158,7 +158,7 @@ def draw_page(options, found, path):
     plt.close(figure)
 
 
-def page(options, found, notes, report, raw, texts, tokens):
+def page(options, found, notes, report, texts, tokens):
     """docs/real-model.md."""
     last = metrics(options.runs / "chosen", "eval")[-1]
     pairs = sum(1 for path in options.data for _ in read_rows(path))
@@ -168,8 +168,8 @@ def page(options, found, notes, report, raw, texts, tokens):
     ]
     figures = report["figures"]
     measured = [
-        ("prefers the chosen answer by log π(y∣x), before", interval(raw[0])),
-        ("prefers the chosen answer by log π(y∣x), after", interval(raw[1])),
+        ("prefers the chosen answer by log π(y∣x), before", interval(figures["likelier_reference"])),
+        ("prefers the chosen answer by log π(y∣x), after", interval(figures["likelier"])),
         ("accuracy of the implicit reward, after (before training every reward is 0)", interval(figures["accuracy"])),
         ("held-out loss, after (before: log 2 = 0.693)", f"{last['loss']:.3f}"),
         ("KL(π‖π_ref), nats an answer", interval(figures["kl_sum_of_tokens"])),
@@ -212,27 +212,37 @@ The first held-out row, token by token: β (log π − log π_ref) of each.
 """
 
 
-def raw_preference(options, name, report, model):
-    """How often log π(chosen) > log π(rejected) under one model, as a figure, by its own log-probabilities."""
-    line = metrics(options.runs / "chosen", "eval")
-    n = report["figures"]["accuracy"]["n"]
-    raise NotImplementedError(name, line, n, model)
-
-
 def main(argv):
-    """Search, train, measure, write."""
+    """Search, train, measure, write; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", nargs="+", required=True)
-    parser.add_argument("--eval-data", nargs="+", required=True)
+    parser.add_argument("--model", required=True, help="model directory to start from")
+    parser.add_argument("--data", nargs="+", required=True, help="preferences to train on")
+    parser.add_argument("--eval-data", nargs="+", required=True, help="preferences that only measure")
+    parser.add_argument("--about", default="the one in --model", help="what the model is, as the page says it")
+    parser.add_argument("--data-about", default="those of --data", help="what the preferences are, as the page says it")
     parser.add_argument("--epochs", type=float, default=2)
-    parser.add_argument("--search-steps", type=int, default=50)
+    parser.add_argument("--beta", type=float, default=0.1)
+    parser.add_argument("--betas", type=float, nargs="*", default=BETAS)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--search-steps", type=int, default=25)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--runs", type=Path, default=Path("runs/real-model"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args(argv)
-    return options
+    options.runs.mkdir(parents=True, exist_ok=True)
+    found = search(options)
+    options.rate = min((line["loss"], rate) for (beta, rate), line in found.items() if beta == options.beta)[1]
+    chosen = "--beta", options.beta, "--learning-rate", options.rate, "--epochs", options.epochs, "--eval-every", 25
+    notes = train(options, "chosen", *chosen)
+    model = options.runs / "chosen" / "model"
+    report = evaluate(options, model, "evaluation")
+    texts = answers(options, options.model, "answers-before"), answers(options, model, "answers-after")
+    draw_page(options, found, options.out / "figures" / "real-model.png")
+    text = page(options, found, notes, report, texts, credit(options, model))
+    (options.out / "real-model.md").write_text(text, encoding="utf-8")
+    print(f"written: {options.out / 'real-model.md'}")
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -32,6 +32,8 @@ WORK = 6 * 10**11  # weights × tokens that are scored by default
 MOST_SAMPLES = 500
 LABELS = {
     "accuracy": "accuracy of the implicit reward",
+    "likelier": "chosen likelier than rejected",
+    "likelier_reference": "the same under the reference",
     "margin": "reward margin",
     "log_ratio_chosen": "log π − log π_ref, chosen",
     "log_ratio_rejected": "log π − log π_ref, rejected",

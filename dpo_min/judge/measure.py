@@ -22,6 +22,8 @@ def measure(flags, settings, tokenizer, pairs, scorer):
         error, bins = calibration(margins)
         figures = {
             "accuracy": rate(wins(margins, torch.zeros_like(margins))),
+            "likelier": rate(wins(*logps[0])),
+            "likelier_reference": rate(wins(*logps[1])),
             "margin": mean(margins),
             "log_ratio_chosen": mean(change[0]),
             "log_ratio_rejected": mean(change[1]),

@@ -16,13 +16,16 @@ from dpo_min.system import files
 from dpo_min.system.files import Lock, crc32, make_directory, open_regular, read_json, sha256, write_atomically
 
 
+def fail(written):
+    raise KeyError(written)
+
+
 def test_a_file_is_whole_or_the_one_before_it(tmp_path):
     """Kills: a file written in place; what is left of a failed one; a name that is not flushed."""
     path = tmp_path / "file"
     path.write_bytes(b"before")
     with pytest.raises(KeyError), write_atomically(path) as file:
-        file.write(b"half")
-        raise KeyError
+        fail(file.write(b"half"))
     assert [*tmp_path.iterdir()] == [path] and path.read_bytes() == b"before"
     with write_atomically(path) as file:
         file.write(b"after")
@@ -72,7 +75,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, read):
     """Kills: a named pipe in a copied run that is waited for; /dev/zero that is read for ever; a directory."""
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
-        with pytest.raises((ValueError, OSError), match="not a regular file|irectory"):
+        with pytest.raises((ValueError, OSError), match=r"not a regular file|irectory"):
             read(path)
 
 
