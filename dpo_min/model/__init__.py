@@ -5,8 +5,11 @@ READING_ORDER = (
     "attention",
     "gpt",
     "llama",
+    "lora",
     "model_directory",
     "config_json",
+    "adapter_config",
     "safetensors",
     "weights",
+    "adapter",
 )

@@ -23,7 +23,7 @@ def read_config(directory):
             raise run_given(directory)
         if (directory / "adapter_config.json").is_file():
             raise ValueError(
-                f"{directory}: an adapter, which needs the model that it was trained on: --init is for that"
+                f"{directory}: an adapter; give the model that it was trained on as --init, and this as --adapter"
             )
         if any(directory.glob("*.gguf")):
             raise ValueError(f"{directory}: holds a GGUF file, not a model directory; convert it to safetensors first")
