@@ -19,11 +19,12 @@ from itertools import chain, islice
 
 import torch
 
-from dpo_min.data.batch import ahead, batch_logps, batches, pack
+from dpo_min.data.batch import ahead, batches, pack
 from dpo_min.losses import sft_loss
 from dpo_min.metrics import preference_metrics
 from dpo_min.model.gpt import GPT, GPTConfig
-from dpo_min.model.weights import load_model, model_fingerprint
+from dpo_min.model.lora import hold, linear_layers
+from dpo_min.model.lora import reference as adapters_off
 from dpo_min.preference import log_ratios
 from dpo_min.run import distributed
 from dpo_min.run.calendar import Calendar, count_steps
@@ -32,7 +33,8 @@ from dpo_min.run.criterion import Criterion
 from dpo_min.run.finite import check_losses, check_step, named_step
 from dpo_min.run.interrupt import Interrupt
 from dpo_min.run.log import Log, Totals
-from dpo_min.run.optimizer import make_optimizer, schedule
+from dpo_min.run.models import load_models, save_outcome
+from dpo_min.run.optimizer import make_optimizer, set_learning_rate
 from dpo_min.run.session import draw_curves, identity_of, kept_best, note_reference, opened, save_model_directory
 from dpo_min.run.stored_reference import ReferenceLogps, follow, settings_of
 from dpo_min.run.train_flags import first_fit_flags
@@ -42,19 +44,23 @@ from dpo_min.system.program import guard, mistakes, stop
 
 
 def build_models(flags, tokenizer):
-    """(policy, reference); the reference is None where the loss has none, and where it has yet to be fitted."""
+    """(policy, reference); the reference is None where the loss has none, and where it has yet to be made."""
     if flags.init:
-        policy = load_model(flags.init)
-        return policy, load_model(flags.reference or flags.init) if flags.has_reference else None
+        return load_models(flags)
     sizes = GPTConfig(tokenizer.vocab_size, flags.block_size, flags.n_layer, flags.n_head, flags.n_embd)
-    return GPT(sizes, torch.Generator().manual_seed(flags.seed)), None
+    policy = GPT(sizes, torch.Generator().manual_seed(flags.seed))
+    linear_layers(policy, flags.lora_targets)  # an unknown one is an error now, not after the first fit
+    return policy, None
 
 
 class Stage:
     """One fit of a policy. DPO is a stage, and so is the supervised fit (SFT) before it, which compares nothing."""
 
     def __init__(self, flags, policy, reference, directory):
-        """The reference is None where the loss has none; metrics and checkpoints go to `directory`."""
+        """The reference is None where the loss has none, or the policy, asked with its adapters off.
+
+        Metrics and checkpoints go to `directory`.
+        """
         self.flags, self.policy, self.reference, self.directory = flags, policy, reference, directory
         self.sft, self.criterion, self.stored, self.kl = flags.loss_type == "sft", Criterion(flags), None, None
         self.taken, self.overflows = 0, 0  # steps so far, and those of them that float16's scaler skipped
@@ -62,13 +68,16 @@ class Stage:
         self.autocast = torch.autocast(self.device, dtype, enabled=dtype != torch.float32)
         self.scaler = torch.amp.GradScaler(self.device, enabled=dtype == torch.float16)
         policy.checkpoint_activations = flags.checkpoint_activations
-        if reference:
+        if reference and reference is not policy:
             reference.requires_grad_(False)
-        for model in filter(None, (policy, reference)):
+        hold(policy, dtype)
+        for model in {policy, reference} - {None}:
             model.to(self.device)
             if flags.compile:
                 model.compile(dynamic=True)
         self.logps = distributed.wrap(policy, flags.shard)  # before the optimizer: FSDP makes new parameters
+        self.asked = self.logps if reference is policy else distributed.Logps(reference)  # for log π_ref
+        self.trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(flags.optimizer, policy, flags.learning_rate, flags.weight_decay)
 
     def store_reference(self, pairs, held_out, directory):
@@ -76,9 +85,10 @@ class Stage:
         flags, size, reduce = self.flags, self.flags.micro_batch_size, self.criterion.reduce
         steps = islice(batches(pairs, flags.batch_size, flags.seed), min(count_steps(flags, pairs)))
         groups = (group for step in chain(steps, [held_out]) for group, *_ in distributed.micro_batches(step, size))
-        self.stored = ReferenceLogps(directory, settings_of(flags, self.reference, self.device, reduce))
-        self.stored.fill(self.reference, groups, self.device, self.autocast, len(pairs) + len(held_out), reduce)
-        self.reference = None
+        with adapters_off(self.reference):
+            self.stored = ReferenceLogps(directory, settings_of(flags, self.reference, self.device, reduce))
+            self.stored.fill(self.asked, groups, self.device, self.autocast, len(pairs) + len(held_out), reduce)
+        self.reference = self.asked = None
 
     def reference_logps(self, pairs, batch, like):
         """Log π_ref of both answers of every pair, (B,) twice: stored, or asked of the model now; 0 without one."""
@@ -86,8 +96,8 @@ class Stage:
             return torch.zeros_like(like), torch.zeros_like(like)
         if self.stored:
             return self.stored.look_up(pairs, like, self.criterion.reduce)
-        with torch.no_grad():
-            return batch_logps(self.reference, batch, self.criterion.reduce).chunk(2)
+        with torch.no_grad(), adapters_off(self.reference):
+            return self.asked(batch, self.criterion.reduce).chunk(2)
 
     def loss(self, pairs, batch, denominator):
         """The share of these pairs in the loss of a step, a scalar, and their metrics: name → (B,).
@@ -130,8 +140,8 @@ class Stage:
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.accumulate(pairs, packed, totals, backward=lambda loss: self.scaler.scale(loss).backward())
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.flags.max_grad_norm)
-        norm, overflow = check_step(norm, self.policy.parameters(), losses, pairs, self.scaler)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.flags.max_grad_norm)
+        norm, overflow = check_step(norm, self.trained, losses, pairs, self.scaler)
         self.overflows += overflow
         self.criterion.settle()
         self.scaler.step(self.optimizer)  # does nothing where float16 overflowed
@@ -146,14 +156,6 @@ class Stage:
             with self.autocast:
                 kl = {"kl": self.kl()} if self.kl else {}
         return log.write("eval", self.taken, totals, **kl)["loss"]
-
-    def set_learning_rate(self, steps):
-        """Set the learning rate of this step by the schedule, and return it; the run has `steps` steps."""
-        flags = self.flags
-        rate = flags.learning_rate * schedule(flags.lr_schedule, self.taken, steps, flags.warmup_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
 
     def parts(self):
         """What a checkpoint holds beside plain numbers."""
@@ -184,7 +186,7 @@ class Stage:
                 self.evaluate(held_out, log)
             for chunk, packed in ready:
                 self.taken += 1
-                rate = self.set_learning_rate(steps)
+                rate = set_learning_rate(self.optimizer, flags, self.taken, steps)
                 norm = self.step(chunk, packed, totals)
                 if flags.reference_refresh and self.taken % flags.reference_refresh == 0:
                     follow(self.reference, self.policy, flags.reference_alpha)
@@ -210,11 +212,12 @@ class Stage:
 
 def first_fit(job, policy):
     """Imitate before preferring: fit the policy to chosen answers, in reference/. Returns whether it was finished."""
-    directory = job.flags.out / "reference"
+    directory, finished = job.flags.out / "reference", True
     if (directory / "config.json").exists():
         return True
-    stage = Stage(first_fit_flags(job.flags), policy, None, directory)
-    finished = stage.fit(job.sft_pairs, job.held_out, "first fit")
+    if not job.flags.adapter:  # else somebody has: the two are merged as they are saved
+        stage = Stage(first_fit_flags(job.flags), policy, None, directory)
+        finished = stage.fit(job.sft_pairs, job.held_out, "first fit")
     if finished:
         save_model_directory(policy, job.tokenizer, directory)
     return finished
@@ -230,9 +233,9 @@ def preference_fit(job, policy, reference):
     if reference and not flags.reference_refresh:
         del reference  # the stage frees it once its log-probabilities are stored
         stage.store_reference(job.pairs, held_out, flags.cache)
-    save = functools.partial(save_model_directory, policy, tokenizer)
-    finished = stage.fit(job.pairs, held_out, flags.loss_type, lambda: save(flags.out / "best", sealed=True))
-    save(flags.out / "model")
+    save = functools.partial(save_outcome, policy, tokenizer, flags)
+    finished = stage.fit(job.pairs, held_out, flags.loss_type, lambda: save("best"))
+    save("model")
     draw_curves(flags.out)
     return finished
 
@@ -248,15 +251,14 @@ def train(job):
             policy, reference = build_models(flags, job.tokenizer)
             identity = identity_of(job, policy, reference)
         with opened(flags, identity):
-            if not flags.init and flags.loss_type != "sft":
+            if flags.adapter or not (flags.init or flags.loss_type == "sft"):
                 finished = first_fit(job, policy)
                 if finished:
                     with mistakes():
-                        policy, reference = load_model(flags.out / "reference"), load_model(flags.out / "reference")
-                        note_reference(flags.out, model_fingerprint(reference))
-                    reference = reference if flags.has_reference else None
+                        policy, reference = load_models(flags, flags.out / "reference")
+                        note_reference(flags.out, policy)
             finished = finished and preference_fit(job, policy, reference)
-    print(f"done: {flags.out / 'model'}" if finished else f"stopped and saved in {flags.out}: --resume goes on")
+    print(f"done: {flags.outcome}" if finished else f"stopped and saved in {flags.out}: --resume goes on")
     return 0 if finished else 130
 
 

@@ -82,18 +82,20 @@ class TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        """Gradients of hidden and head; the softmax is made again, slice by slice, and never stored."""
+        """Gradients of hidden, and of a head that is trained; the softmax is made again, and never stored."""
         hidden, head, here, log_sum = ctx.saved_tensors
-        d_hidden, d_head = torch.zeros_like(hidden, dtype=log_sum.dtype), torch.empty_like(head)
+        d_head = torch.empty_like(head) if ctx.needs_input_grad[1] else head
+        d_hidden = torch.zeros_like(hidden, dtype=log_sum.dtype)
         for part, d_part in zip(head.split(ctx.width), d_head.split(ctx.width), strict=True):
             z = (hidden @ part.T).to(log_sum.dtype)  # (S, width)
             d_z = z.sub_(log_sum[:, None]).exp_().mul_(-gradient[:, None])  # −softmax
             place, inside = locate(here, part)
             d_z = d_z.scatter_add_(1, place, torch.where(inside, gradient, 0.0)[:, None]).to(hidden.dtype)
             d_hidden += d_z @ part
-            torch.mm(d_z.T, hidden, out=d_part)
+            if d_head is not head:
+                torch.mm(d_z.T, hidden, out=d_part)
             here = here - len(part)
-        return d_hidden.to(hidden.dtype), d_head, None, None
+        return d_hidden.to(hidden.dtype), None if d_head is head else d_head, None, None
 
 
 def locate(targets, part):

@@ -479,14 +479,14 @@ MUTANTS = {
     # The step
     "the reference trained too": (
         "train",
-        "with torch.no_grad():\n            return batch_logps",
-        "with torch.enable_grad():\n            self.reference.requires_grad_()\n            return batch_logps",
+        "with torch.no_grad(), adapters_off(self.reference):\n",
+        "with torch.enable_grad():\n            self.reference.requires_grad_()\n",
         MOVES,
     ),
     "the policy as its own reference": (
         "train",
-        "batch_logps(self.reference, batch",
-        "batch_logps(self.policy, batch",
+        "self.asked(batch",
+        "self.logps(batch",
         MOVES,
     ),
     "the optimiser given the reference": (

@@ -3,6 +3,8 @@
 import torch
 import torch.nn as nn
 
+from dpo_min.model.lora import merged
+
 
 class PackedLinear(nn.Module):
     """x Wᵀ + b, with W cut into blocks, by which oneDNN multiplies a few rows in half of the time."""
@@ -44,14 +46,14 @@ class Decoder(nn.Module):
 
 
 def decoding_weights(model, dtype):
-    """A copy of a model made ready to decode with: in `dtype` once, not cast for every token, and packed on a CPU.
+    """A copy of a model made ready to decode with: in `dtype` once, an adapter merged, and packed on a CPU.
 
     The copy has no gradients, and it does not follow what the model learns later. The packed layout is the one that
     `torch.compile` gives linear layers on CPUs. On other devices, and in other dtypes, layers stay as they are.
     """
     with torch.device("meta"):  # shapes without memory
         ready = type(model)(model.config)
-    weights = {name: tensor.detach().to(dtype, copy=True) for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.detach().to(dtype, copy=True) for name, tensor in merged(model)}
     ready.load_state_dict(weights, assign=True)
     ready.requires_grad_(False).eval()
     return Decoder(ready) if packable(ready.head_weight) else ready

@@ -16,6 +16,7 @@ from dpo_min.data.batch import batch_logps, pack
 from dpo_min.data.rows import TokenizedPair
 from dpo_min.decode.generate import generate
 from dpo_min.decode.sampling import log_probs
+from dpo_min.model.lora import reference as adapters_off
 from dpo_min.objective import kl_divergence
 from dpo_min.system.progress import Progress
 
@@ -49,13 +50,15 @@ def log_ratios(policy, reference, prompts, completions, micro_batch_size=64):
     """Log π(y|x) − log π_ref(y|x) of each completion, (n,) in nats.
 
     Over completions drawn from the policy its mean estimates KL(π‖π_ref) without bias, and over n draws
-    its standard error says how well.
+    its standard error says how well. The reference may be the policy itself, asked with its adapters off.
     """
     pairs = [TokenizedPair(x, y, y) for x, y in zip(prompts, completions, strict=True)]
     device, ratios = policy.head_weight.device, []
     for start in range(0, len(pairs), micro_batch_size):
         batch = pack(pairs[start : start + micro_batch_size], chosen_only=True).to(device)
-        ratios.append(batch_logps(policy, batch) - batch_logps(reference, batch))
+        ours = batch_logps(policy, batch)
+        with adapters_off(reference):
+            ratios.append(ours - batch_logps(reference, batch))
     return torch.cat(ratios)
 
 

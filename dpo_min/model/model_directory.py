@@ -16,7 +16,7 @@ def read_config(directory):
         if (directory / "model" / "config.json").is_file():
             what = f"the directory of a run: the model is in {directory / 'model'}"
         elif (directory / "adapter_config.json").is_file():
-            what = "an adapter, which belongs on the model that it was trained on: give --init that model"
+            what = "an adapter; give the model that it was trained on as --init, and this as --adapter"
         elif any(directory.glob("*.gguf")):
             what = "a GGUF file is in it; convert it to safetensors first"
     if not what:

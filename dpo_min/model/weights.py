@@ -16,6 +16,7 @@ import torch
 from dpo_min.model.config_json import as_json, load_config
 from dpo_min.model.gpt import GPT
 from dpo_min.model.llama import Llama
+from dpo_min.model.lora import merged
 from dpo_min.model.model_directory import weight_files
 from dpo_min.model.safetensors import MAX_HEADER, Safetensors, write_safetensors
 from dpo_min.system.files import write_atomically
@@ -107,10 +108,10 @@ def orient(layout, name, tensor):
 
 
 def save_model(model, directory, end_of_text=None):
-    """Write a model as a directory, each file complete or not at all; `end_of_text` is its token's id."""
+    """Write a model, an adapter merged, as a directory, each file complete or not at all; `end_of_text` is an id."""
     directory, layout = Path(directory), LAYOUTS[type(model)]
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: orient(layout, name, tensor) for name, tensor in model.state_dict().items()}
+    tensors = {name: orient(layout, name, tensor.cpu()) for name, tensor in merged(model)}
     named = {name if name == HEAD else layout.prefix + name: tensor for name, tensor in tensors.items()}
     write_safetensors(directory / "model.safetensors", named)
     config = as_json(model.config, end_of_text)
@@ -120,11 +121,14 @@ def save_model(model, directory, end_of_text=None):
             file.write(json.dumps(content, indent=2).encode() + b"\n")
 
 
-def model_fingerprint(model):
-    """SHA-256 of the architecture and the weights: all that decides what a model computes, on any device."""
+def model_fingerprint(model, whole=lambda tensor: tensor):
+    """SHA-256 of the architecture and the weights: all that decides what a model computes, on any device.
+
+    Weights count as float32 where less holds them, an adapter as merged where it is on; `whole` as for `merged`.
+    """
     decides = [(field.name, getattr(model.config, field.name)) for field in fields(model.config) if field.compare]
     digest = hashlib.sha256(f"{type(model).__name__} {decides}\n".encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in merged(model, whole):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -18,6 +18,7 @@ READING_ORDER = (
     "contents",
     "checkpoint",
     "session",
+    "models",
     "criterion",
     "stored_reference",
     "watch",

@@ -39,7 +39,7 @@ def save_checkpoint(directory, parts, state):
     """
     import torch.distributed.checkpoint as dcp
 
-    for name, parameter in parts["policy"].named_parameters():
+    for name, parameter in trained(parts["policy"]):
         if not distributed.whole(parameter.detach().isfinite().all()):
             raise FloatingPointError(f"the weights are not finite: {name}; no checkpoint is made of them")
     directory = Path(directory) / "checkpoint"
@@ -63,7 +63,7 @@ def save_checkpoint(directory, parts, state):
 def tensors_of(parts):
     """Name → tensor of the weights and of what the optimizer keeps of each."""
     tensors = {}
-    for name, parameter in parts["policy"].named_parameters():
+    for name, parameter in trained(parts["policy"]):
         tensors[name] = parameter.detach()
         for key, value in parts["optimizer"].state.get(parameter, {}).items():
             tensors[f"{name}/{key}"] = value
@@ -182,7 +182,7 @@ def read_checkpoint(path, parts):
     try:
         state, reader = read_state(path), Reader(path)
         contents = reader.read_metadata().state_dict_metadata
-        for name, parameter in parts["policy"].named_parameters():
+        for name, parameter in trained(parts["policy"]):
             tensors[name] = parameter.detach()
             for entry in contents:
                 owner, _, key = entry.partition("/")
@@ -201,6 +201,11 @@ def read_checkpoint(path, parts):
     except (Exception, dcp.api.CheckpointException) as error:
         raise Damaged(f"damaged, or of another model ({reason(error)})") from error
     return state
+
+
+def trained(model):
+    """(name, parameter) of what a run changes, and a checkpoint holds: of LoRA, the adapter alone."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def reference_tensors(parts):

@@ -6,9 +6,9 @@ from dpo_min.system.files import Lock, make_directory, partials, read_json
 from dpo_min.system.program import stop
 
 LOCK = ".lock"  # held by the run that writes in a directory
-RUN_FILES = ("config.json", "metrics.jsonl", "model", "best", "reference", "checkpoint", "curves.png")
-PLACES = ("", "model", "best", "reference", "checkpoint", "reference/checkpoint")  # where a run writes
-SAVED = ("model", "best", "reference/config.json", "checkpoint/step-*", "reference/checkpoint/step-*")
+RUN_FILES = ("config.json", "metrics.jsonl", "model", "adapter", "best", "reference", "checkpoint", "curves.png")
+PLACES = ("", "model", "adapter", "best", "reference", "checkpoint", "reference/checkpoint")  # where a run writes
+SAVED = ("model", "adapter", "best", "reference/config.json", "checkpoint/step-*", "reference/checkpoint/step-*")
 
 
 def check_out(directory, resume, held=False):

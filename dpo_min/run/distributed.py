@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn as nn
 
 from dpo_min.data.batch import batch_logps
+from dpo_min.model.lora import merged
 from dpo_min.system.launcher import processes
 from dpo_min.system.program import mistakes
 from dpo_min.system.text import one_line
@@ -157,15 +158,14 @@ def whole(tensor):
 
 
 def gather(model):
-    """A model with whole weights on the CPU where the model is sharded, else the model itself.
+    """A model with whole weights, an adapter merged, on the CPU where the model is sharded, else the model itself.
 
     Every process must take part; only the first gets the weights, the others None.
     """
     if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         return model if rank() == 0 else None
     tensors = {}
-    for name, tensor in model.state_dict().items():
-        tensor = whole(tensor)
+    for name, tensor in merged(model, whole):
         if rank() == 0:
             tensors[name] = tensor.cpu()
     if rank():

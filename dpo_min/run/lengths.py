@@ -4,6 +4,7 @@ import os
 import sys
 
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.model.adapter_config import adapter_settings
 from dpo_min.model.config import GPTConfig
 from dpo_min.model.config_json import load_config
 
@@ -12,11 +13,13 @@ def resolve_lengths(flags):
     """Fill in the lengths that are not given; returns the tokenizer. The models themselves need PyTorch, and wait.
 
     Raises:
-        ValueError: the tokenizer, the lengths and the models' config.json do not go together.
+        ValueError: the tokenizer, the lengths and the models' config.json do not go together, or --adapter is none.
     """
     configs = {}  # of the models
     if flags.init:
         configs["policy"] = load_config(flags.init)
+        if flags.adapter:
+            adapter_settings(flags.adapter)
         if flags.has_reference:
             configs["reference"] = load_config(flags.reference or flags.init)
         tokenizer = load_tokenizer(flags.tokenizer or flags.init)

@@ -6,8 +6,11 @@ import torch
 
 
 def make_optimizer(name, model, learning_rate, weight_decay):
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101) or RMSprop, which the DPO paper used; only matrices decay."""
-    parameters = list(model.parameters())
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101) or RMSprop, which the DPO paper used; only matrices decay.
+
+    It holds what requires a gradient: of LoRA, the adapter alone.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
@@ -15,6 +18,14 @@ def make_optimizer(name, model, learning_rate, weight_decay):
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)  # one kernel, faster than one for each tensor
     return torch.optim.RMSprop(groups, lr=learning_rate)
+
+
+def set_learning_rate(optimizer, flags, step, steps):
+    """The learning rate of this step, of so many, by the schedule, which the optimizer gets too."""
+    rate = flags.learning_rate * schedule(flags.lr_schedule, step, steps, flags.warmup_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def schedule(shape, step, steps, warmup):

@@ -17,10 +17,11 @@ HASHES = {
     "eval_data_sha256": "the held-out data (--eval-data)",
     "sft_data_sha256": "the data of the first fit (--sft-data)",
     "tokenizer_sha256": "the tokenizer",
+    "adapter_sha256": "the adapter in --adapter",
     "init_sha256": "the model in --init",
     "reference_sha256": "the reference",
 }
-BY_CONTENT = {"data", "eval_data", "sft_data", "tokenizer", "init", "reference"}
+BY_CONTENT = {"data", "eval_data", "sft_data", "tokenizer", "adapter", "init", "reference"}
 ELSEWHERE = {"out", "resume", "shard"}  # no part of what is computed
 LENGTH = {"epochs", "max_steps"}  # compared as the number of steps
 FIXED = {"sft_steps"}  # if not given: as the run began, whose length its default depends on

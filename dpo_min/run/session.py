@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from dpo_min.data.hashed_files import NOTHING
+from dpo_min.model.adapter import adapter_fingerprint
+from dpo_min.model.lora import reference as adapters_off
 from dpo_min.model.weights import model_fingerprint, save_model
 from dpo_min.run import checkpoint, directory, distributed, resume
 from dpo_min.run.calendar import count_steps
@@ -23,10 +25,11 @@ def identity_of(job, policy, reference):
     device, dtype = choose_device(flags.device, flags.dtype)
     read = (flags.data, job.pairs), (flags.eval_data, job.held_out), (flags.sft_data, job.sft_pairs)
     hashes = [pairs.sha256 if paths else NOTHING for paths, pairs in read]
-    hashes += [job.tokenizer.fingerprint(), flags.init and model_fingerprint(policy)]
+    hashes += [job.tokenizer.fingerprint(), flags.adapter and adapter_fingerprint(flags.adapter)]
+    hashes += [flags.init and base_fingerprint(policy)]
     now = dict(zip(resume.HASHES, hashes, strict=False))  # the reference comes last
-    if reference or flags.loss_type == "sft" or flags.init:  # one that is fitted here has no hash yet
-        now["reference_sha256"] = reference and model_fingerprint(reference)
+    if not flags.adapter and (flags.init or flags.loss_type == "sft"):  # one that is made here has no hash yet
+        now["reference_sha256"] = hashes[-1] if reference is policy else reference and model_fingerprint(reference)
     where = {"device": device, "dtype": str(dtype).removeprefix("torch."), "versions": resume.versions()}
     where |= {"processes": distributed.world_size(), "threads": torch.get_num_threads()}
     where |= {"processor": processor(device)}
@@ -47,6 +50,12 @@ def opened(flags, identity):
                 enter(flags, identity)
         distributed.barrier()
         yield
+
+
+def base_fingerprint(model):
+    """The `model_fingerprint` of a model with its adapters off."""
+    with adapters_off(model):
+        return model_fingerprint(model)
 
 
 def enter(flags, identity):
@@ -71,12 +80,13 @@ def enter(flags, identity):
     resume.write_run(flags.out, identity)
 
 
-def note_reference(directory, fingerprint):
-    """Keep the hash of the reference that was fitted here, or compare it with the one that was kept.
+def note_reference(directory, reference):
+    """Keep the hash of the reference that was made here, or compare it with the one that was kept.
 
     Raises:
         ValueError: the reference is not the one that the run was begun with.
     """
+    fingerprint = base_fingerprint(reference)
     if distributed.rank() == 0:
         before = resume.read_run(directory)
         if before.get("reference_sha256"):
@@ -109,7 +119,8 @@ def kept_best(run, best):
     """
     trouble = None
     if distributed.rank() == 0 and math.isfinite(best) and directory.is_run(run):
-        trouble = checkpoint.damage(run / "best", ["model.safetensors"])
+        alone = (run / "best" / "adapter_config.json").exists()  # as --export adapter leaves it
+        trouble = checkpoint.damage(run / "best", [f"{'adapter_' if alone else ''}model.safetensors"])
     if trouble := distributed.everyone(trouble)[0]:
         print(f"resume: best/ is {trouble}: the model of the next evaluation takes its place")
     return math.inf if trouble else best

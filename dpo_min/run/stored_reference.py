@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from dpo_min.data.batch import batch_logps, pack
+from dpo_min.data.batch import pack
 from dpo_min.model.weights import model_fingerprint
 from dpo_min.run import distributed
 from dpo_min.system.devices import processor
@@ -74,11 +74,12 @@ class ReferenceLogps:
         return places, self.digests[places] == wanted if len(self.digests) else np.zeros(len(wanted), bool)
 
     @torch.no_grad()
-    def fill(self, model, groups, device, autocast, total=0, reduce="sum"):
+    def fill(self, score, groups, device, autocast, total=0, reduce="sum"):
         """Score every group of pairs of which one is missing, a forward each, and write the file.
 
-        Args: groups, lists of pairs, read one at a time; total, the number of pairs in them, for the progress; reduce,
-            a weight of tokens as `batch_logps` takes it, or a word: a mean is made of the sums where it is looked up.
+        Args: score, the reference's `Logps`; groups, lists of pairs, read one at a time; total, the number of pairs in
+            them, for the progress; reduce, a weight of tokens as `batch_logps` takes it, or a word: a mean is made of
+            the sums where it is looked up.
 
         With several processes each brings groups of its own, and all end with the numbers of all.
         """
@@ -87,9 +88,9 @@ class ReferenceLogps:
         with Progress("reference", total, "pairs") as progress:
             for group in groups:
                 alone, together = group_digests(group)
-                if not self.find(together)[1].all():
+                if distributed.any_of(not self.find(together)[1].all()):  # all or none: FSDP's forward is of all
                     with autocast:
-                        found = batch_logps(model, pack(group).to(device), weight).double().view(2, -1).T  # (B, 2)
+                        found = score(pack(group).to(device), weight).double().view(2, -1).T  # (B, 2)
                     digests += b"".join(alone + together)
                     logps.extend(found.repeat(2, 1).flatten().tolist())
                 done += len(group)
@@ -124,7 +125,7 @@ def settings_of(flags, reference, device, reduce):
     """What the numbers of a reference depend on, besides the pairs."""
     names = ("batch_size", "micro_batch_size", "seed", "compile", "dtype")
     settings = {name: getattr(flags, name) for name in names} | {"device": device}
-    settings |= {"weights": model_fingerprint(reference), "threads": torch.get_num_threads()}
+    settings |= {"weights": model_fingerprint(reference, distributed.whole), "threads": torch.get_num_threads()}
     settings["processor"] = processor(device)  # its instructions decide last bits
     return settings | ({"reduce": reduce} if isinstance(reduce, float) else {})
 

@@ -15,6 +15,7 @@ from dpo_min.system.flags import (
     NOISE_RATE,
     POSITIVE,
     PROBABILITY,
+    RANK,
     RATE,
     SEED,
     SIZE,
@@ -26,6 +27,7 @@ from dpo_min.system.flags import (
 from dpo_min.system.launcher import processes
 
 SFT_LEARNING_RATE = 2e-3  # of a small GPT from scratch
+LORA_RATE = 10  # times the learning rate of all weights (Schulman et al., 2025, "LoRA Without Regret")
 
 
 @dataclass
@@ -38,6 +40,7 @@ class TrainFlags:
     sft_data: list[str] = flag([], "fit the first model to the chosen side of these rows; default: of --data")
     skip_bad_rows: bool = flag(False, "leave malformed rows out instead of stopping at them")
     init: Path | None = flag(None, "model directory to start from; without it a small GPT is fitted first")
+    adapter: Path | None = flag(None, "adapter directory that belongs to --init: the run begins with both, merged")
     reference: Path | None = flag(None, "model directory of the reference, if it is not --init")
     reference_refresh: int | None = flag(None, "steps after which the reference takes a step towards the policy", COUNT)
     reference_alpha: float = flag(0.6, "length of that step; 1 makes it the policy", PROBABILITY)
@@ -53,7 +56,15 @@ class TrainFlags:
     sft_steps: int | None = flag(None, "length of the first fit; default: as long as what follows", COUNT)
     batch_size: int = flag(32, "pairs per optimiser step; larger for noisier labels", COUNT)
     micro_batch_size: int = flag(8, "pairs per forward; smaller when memory runs out, same result", COUNT)
-    learning_rate: float | None = flag(None, "default: 1e-4, 2e-3 for sft; with --init 5e-6, 2e-5 for sft", RATE)
+    lora: int | None = flag(None, "train an adapter of this rank and no weight; a first fit still trains all", RANK)
+    lora_alpha: float | None = flag(None, "its strength, α of α/r; default: twice the rank", POSITIVE)
+    lora_targets: list[str] | None = flag(
+        None, "linear layers that get one, such as c_attn q_proj; default: all of the blocks", None, "NAME"
+    )
+    export: str | None = flag(None, "write only model/, or only adapter/; default: both", ["merged", "adapter"])
+    learning_rate: float | None = flag(
+        None, "default: 1e-4, 2e-3 for sft; with --init 5e-6, 2e-5 for sft; with --lora ten times that", RATE
+    )
     warmup_steps: int = flag(0, "steps in which the learning rate rises to its value; the paper has 150", NATURAL)
     lr_schedule: str = flag("constant", "after the warm-up", ["constant", "linear", "cosine"])
     optimizer: str = flag("adamw", "rmsprop is the paper's, and holds half the state", ["adamw", "rmsprop"])
@@ -83,6 +94,11 @@ class TrainFlags:
         return self.out.parent / "cache"
 
     @property
+    def outcome(self):
+        """The directory of what the run is for: the model, or the adapter where that alone is exported."""
+        return self.out / ("adapter" if self.export == "adapter" else "model")
+
+    @property
     def losses(self):
         """Name → weight of the losses that are added up."""
         return loss_weights(self.loss_type)
@@ -109,6 +125,7 @@ GROUPS = sections(
     ("objective", "loss_type"),
     ("optimiser", "epochs"),
     ("memory and speed", "micro_batch_size"),
+    ("LoRA", "lora"),
     ("optimiser", "learning_rate"),
     ("data", "max_length"),
     ("model", "n_layer"),
@@ -146,6 +163,15 @@ WITHOUT_EFFECT = (
     (lacks(SMOOTHED), "label_smoothing", f"except with --loss-type {', '.join(SMOOTHED)}"),
     (lambda c: c.init, "n_layer n_head n_embd block_size sft_steps sft_data", "with --init, which is a fitted model"),
     (lambda c: not c.init, "reference", "without --init: the reference is the model that is fitted first"),
+    (lambda c: not c.init, "adapter", "without --init, the model that it belongs to"),
+    (lambda c: c.adapter, "reference", "with --adapter: the reference is --init with that adapter, merged"),
+    (lambda c: not c.lora, "lora_alpha lora_targets export", "without --lora"),
+    (lambda c: c.lora, "reference_refresh", "with --lora: the reference is what the adapter is beside, and stays"),
+    (
+        lambda c: c.loss_type == "sft" and not c.init,
+        "lora",
+        "with --loss-type sft and without --init: an adapter needs weights that were fitted before",
+    ),
     (lambda c: c.max_steps, "epochs", "with --max-steps"),
     (lambda c: c.eval_data, "eval_fraction", "with --eval-data"),
     (lambda c: not c.eval_data and c.eval_fraction == 0, "eval_every max_kl", "without held-out rows"),
@@ -167,7 +193,11 @@ def read_flags(argv, about):
         raise ValueError(f"--n-embd {flags.n_embd} must be a multiple of --n-head {flags.n_head}")
     if flags.learning_rate is None:
         scratch, init = (SFT_LEARNING_RATE, 2e-5) if flags.loss_type == "sft" else (1e-4, 5e-6)
-        flags.learning_rate = init if flags.init else scratch
+        flags.learning_rate = (init if flags.init else scratch) * (LORA_RATE if flags.lora else 1)
+    if flags.lora:
+        flags.lora_alpha = flags.lora_alpha or 2.0 * flags.lora
+    if flags.lora_targets:
+        flags.lora_targets = sorted({name for names in flags.lora_targets for name in names.split(",")})
     flags.out = flags.out or Path("runs") / (Path(flags.data[0]).name.lstrip(".").split(".")[0] or "run")
     if flags.out.name.lower() == flags.cache.name:
         raise ValueError(f"--out {flags.out}: cache/ is what the runs beside it share and may be deleted; name another")

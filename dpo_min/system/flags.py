@@ -26,6 +26,7 @@ def between(least, most, words):
 
 MOST, LEAST = 10**9, math.ulp(0)  # LEAST: above 0
 COUNT = between(1, MOST, "a whole number from 1 to 10^9")
+RANK = between(1, 4096, "a whole number from 1 to 4096")
 SIZE = between(1, 10**5, "a whole number from 1 to 10^5")
 LENGTH = between(2, 10**7, "a whole number from 2 to 10^7")
 NATURAL = between(0, MOST, "a whole number from 0 to 10^9")

@@ -9,7 +9,9 @@ import torch
 
 import train
 from dpo_min.data.tokenizer import Tokenizer, load_tokenizer
+from dpo_min.model.adapter import save_adapter
 from dpo_min.model.gpt import GPT, Block, GPTConfig
+from dpo_min.model.lora import adapted, add_lora
 from dpo_min.run import session
 from dpo_min.run.job import prepare
 from dpo_min.run.loss_flags import PARAMETERS, ROWS, SMOOTHED
@@ -39,6 +41,10 @@ def place(tmp_path_factory):
     for seed, name in enumerate(("init", "reference")):
         model = GPT(GPTConfig(257, 32, 1, 2, 8), torch.Generator().manual_seed(seed))
         session.save_model_directory(model, tokenizer, place / name)
+    add_lora(model, 2, 4.0)
+    for layer in adapted(model).values():
+        layer.lora_B.data.fill_(0.1)
+    save_adapter(model, place / "adapter", place / "init")
     (place / "reversed").mkdir()
     Tokenizer({bytes([b]): 255 - b for b in range(256)}, 256).save(place / "reversed")
     return place
@@ -54,6 +60,7 @@ def values(place, loss_type):
         "sft_data": (place / "other.jsonl", {}),
         "skip_bad_rows": (True, {"data": place / "bad.jsonl"}),
         "init": (place / "reference", {}),
+        "adapter": (place / "adapter", {}),
         "reference": (place / "reference", {}),
         "reference_refresh": (1, {}),
         "reference_alpha": (0.2, {"reference_refresh": 1} if loss_type in ROWS and ROWS[loss_type].reference else {}),
@@ -70,6 +77,10 @@ def values(place, loss_type):
         "sft_steps": (2, {}),
         "batch_size": (3, {}),
         "micro_batch_size": (1, {}),
+        "lora": (2, {}),
+        "lora_alpha": (3, {"lora": 2}),
+        "lora_targets": ("attn.c_proj", {"lora": 2}),
+        "export": ("adapter", {"lora": 2}),
         "learning_rate": (1e-2, {}),
         "warmup_steps": (2, {}),
         "lr_schedule": ("linear", {}),
@@ -117,7 +128,8 @@ def observed(place, name, flags):
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         del line["tokens_per_second"]
-    return config.out.parent, files, lines, (config.out / "model" / "model.safetensors").read_bytes(), calls
+    (weights,) = config.outcome.glob("*.safetensors")
+    return config.out.parent, files, lines, weights.read_bytes(), calls
 
 
 def spell(name, value):

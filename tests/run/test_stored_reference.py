@@ -1,6 +1,7 @@
 """A stored reference is the live one to the last bit, or it is made again; and a reference that follows the policy."""
 
 import copy
+import functools
 import json
 import shutil
 import signal
@@ -51,7 +52,7 @@ def autocast(dtype=torch.float32):
 def filled(directory, groups, model=MODEL, dtype=torch.float32, **settings):
     """What a run does: the object, filled by one forward for each group that needs it."""
     stored = ReferenceLogps(directory, SETTINGS | settings)
-    stored.fill(model, groups, "cpu", autocast(dtype))
+    stored.fill(functools.partial(batch_logps, model), groups, "cpu", autocast(dtype))
     return stored
 
 
@@ -429,7 +430,7 @@ def test_a_stored_reference_starts_at_log_2_with_no_reward(tmp_path, unequal, dt
     assert fit(*flags, "--out", tmp_path / "first") == 0
     assert_no_reward_yet(metrics(tmp_path / "first")[:2])  # the held-out rows, then the first step's own
     files = cached(tmp_path)
-    monkeypatch.setattr(stored_reference, "batch_logps", never)
+    monkeypatch.setattr(stored_reference, "pack", never)
     assert fit(*flags, "--out", tmp_path / "second") == 0
     assert metrics(tmp_path / "second") == metrics(tmp_path / "first")
     assert cached(tmp_path) == files
