@@ -18,6 +18,8 @@ import json
 import zlib
 from dataclasses import dataclass
 
+from dpo_min.system.text import Lines
+
 ASSISTANT = "\n\nAssistant:"
 SPEAKERS = {"system": "\n\nSystem:", "user": "\n\nHuman:", "assistant": ASSISTANT}
 ERRORS_SHOWN = 10
@@ -219,7 +221,7 @@ def check_rows(paths, good, bad, shown, skip_bad_rows):
     Args: `good` and `bad` count rows; `shown` has the first `ERRORS_SHOWN` bad ones as "file:line: reason".
     """
     if bad and not skip_bad_rows:
-        raise ValueError(
+        raise Lines(
             "\n".join([*shown, *["…"] * (bad > len(shown))]) + f" ({bad} of {bad + good} rows are bad; "
             "mend them, or leave them out with --skip-bad-rows)"
         )

@@ -9,6 +9,8 @@ takes its share of the same list, and the shares of the gradient add up, as thos
 
 import gc
 import os
+import signal
+import threading
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -19,7 +21,11 @@ from dpo_min.data.batch import batch_logps
 from dpo_min.model.lora import merged
 from dpo_min.system.launcher import processes
 from dpo_min.system.program import mistakes
+from dpo_min.system.signals import on_signals
+from dpo_min.system.streams import say_at_once
 from dpo_min.system.text import one_line
+
+PATIENCE = 10  # seconds of waiting for the other processes without a word
 
 
 @contextmanager
@@ -49,10 +55,18 @@ def start(device):
         if local >= gpus:
             raise ValueError(f"torchrun --nproc_per_node: this machine has {gpus} GPUs, and one is for one process")
         torch.cuda.set_device(local)  # from here on "cuda" means this one
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    said = threading.Timer(PATIENCE, say_at_once, (2, f"waiting for the other processes at {place}\n"))
+    said.start()
+    heard = on_signals(signal.SIG_DFL)  # no handler of Python's is called while C++ waits
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     except RuntimeError as error:
         raise ValueError(f"the processes that WORLD_SIZE counts do not meet: {one_line(error, 200)}") from error
+    finally:
+        said.cancel()
+        for number, handler in heard.items():
+            signal.signal(number, handler)
     print(f"{world_size()} processes on {device}")
 
 

@@ -11,7 +11,7 @@ from dpo_min.run.resume import check_flags
 from dpo_min.run.train_flags import TrainFlags, read_flags
 from dpo_min.system.flags import refuse
 from dpo_min.system.launcher import print_once
-from dpo_min.system.program import stop
+from dpo_min.system.program import reason, stop
 
 
 class Job(NamedTuple):
@@ -45,7 +45,7 @@ def prepare(argv):
     except ValueError as error:
         stop(error)
     except OSError as error:
-        stop(f"preparing the data: {error}", code=1)
+        stop(f"preparing the data: {reason(error)}", code=1)
     except KeyboardInterrupt:
         stop("stopped before anything was trained", code=130)
 
