@@ -1,16 +1,15 @@
 """Two sections of proof.md: where each loss ends, and what it does to one pair. `make proof` writes them."""
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import torch
 
 from dpo_min.losses import LOSSES
 from dpo_min.margin_losses import MARGIN_LOSSES
 from dpo_min.objective import expectation, kl_divergence
+from dpo_min.system.picture import pyplot, save
 from experiments import endings, theorem
 from experiments.theorem import FLIPS
+
+plt = pyplot()
 
 FEW = 100  # pairs: some answers then never win, some never lose, one or two are never seen
 BEATS, LENGTH = "the optimum of P(y beats a draw from π_ref)", "the optimum of r − 0.01·length"
@@ -202,6 +201,4 @@ def draw_displacement(groups, path):
     axis.set(xlabel="log π − log π_ref (nats), when the margin has grown by 3", xlim=(-5.2, 4))
     axis.set_yticks(spots, [name.replace(", simpo", ",\nsimpo") for name in groups], fontsize=8)
     axis.legend(fontsize=8, loc="lower left")
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)

@@ -10,16 +10,16 @@ import math
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import torch
 
 from dpo_min.margin_losses import MARGIN_LOSSES
 from dpo_min.objective import expectation, kl_divergence, objective, optimal_policy
+from dpo_min.system.picture import pyplot, save
 from experiments import endings_page, theorem
+from experiments.pages import scale_kl
 from experiments.theorem import FLIPS
+
+plt = pyplot()
 
 TABLE_KL, GPT_KL, SLOPE_ERROR = 1e-10, 1e-3, 0.05  # thresholds: nats, nats, distance of the fitted slope from −1
 
@@ -30,14 +30,6 @@ def spell(completion, end_of_text):
 
 
 # Pictures: every line has a style of its own, so that they read in black and white.
-
-
-def save(figure, path):
-    """Write the picture."""
-    for axis in figure.axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def draw_gpt(world, log_policy, distances, path):
@@ -79,15 +71,16 @@ def draw_losses(world, fits, path):
     betas = torch.logspace(-0.5, 1.3, 60, dtype=torch.float64).tolist()
     best = [place(world, optimal_policy(world.log_ref, world.reward, beta)) for beta in betas]
     for axis, flips in zip(axes, (0.0, FLIPS), strict=True):
-        axis.semilogx(*zip(*best, strict=True), color="0.7", zorder=0, label="π_r for every β")
+        axis.plot(*zip(*best, strict=True), color="0.7", zorder=0, label="π_r for every β")
         axis.plot(*place(world, world.optimum), "*", color="0.7", markersize=18, label=f"π_r for β = {world.beta:g}")
-        for name, marker in zip(MARGIN_LOSSES, "osP^vDX", strict=True):
+        for name, marker in zip(MARGIN_LOSSES, "osP^vDXph8d<>", strict=False):
             log_policy, _ = fits[name, flips]
             if not log_policy.isnan().any():
                 axis.plot(*place(world, log_policy), marker, color="black", markerfacecolor="none", label=name)
         axis.set(xlabel="KL(π‖π_ref) (nats)", ylabel="E[r] (units of reward)")
         axis.set_title(f"labels flipped at rate {flips:g}" if flips else "true labels")
-        axis.legend(fontsize=8, loc="upper left")
+        axis.legend(fontsize=8, loc="lower right")
+        scale_kl(axis)
     save(figure, path)
 
 
