@@ -43,7 +43,7 @@ def save_adapter(model, directory, base, tensors=None):
     rank = len(first.lora_A)
     short = list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
     targets = short if linear_layers(model, short).keys() == layers.keys() else [layout.prefix + n for n in layers]
-    transposed = all(layout.transposed.fullmatch(f"{name}.weight") for name in layers)
+    transposed = all(re.fullmatch(layout.transposed, f"{name}.weight") for name in layers)
     write_settings(directory, rank, first.scale * rank, targets, transposed, base)  # last: it makes the adapter whole
 
 
