@@ -13,7 +13,6 @@ from dpo_min.run.start import JOB  # the first import: flags and rows are checke
 
 # isort: split
 import functools
-import math
 import sys
 from itertools import chain, islice
 
@@ -22,9 +21,8 @@ import torch
 from dpo_min.data.batch import ahead, batches, pack
 from dpo_min.losses import sft_loss
 from dpo_min.metrics import preference_metrics
+from dpo_min.model import lora
 from dpo_min.model.gpt import GPT, GPTConfig
-from dpo_min.model.lora import hold, linear_layers
-from dpo_min.model.lora import reference as adapters_off
 from dpo_min.preference import log_ratios
 from dpo_min.run import distributed
 from dpo_min.run.calendar import Calendar, count_steps
@@ -44,23 +42,18 @@ from dpo_min.system.program import guard, mistakes, stop
 
 
 def build_models(flags, tokenizer):
-    """(policy, reference); the reference is None where the loss has none, and where it has yet to be made."""
+    """(policy, reference); the reference is None where the loss has none, and where it has yet to be fitted."""
     if flags.init:
         return load_models(flags)
     sizes = GPTConfig(tokenizer.vocab_size, flags.block_size, flags.n_layer, flags.n_head, flags.n_embd)
-    policy = GPT(sizes, torch.Generator().manual_seed(flags.seed))
-    linear_layers(policy, flags.lora_targets)  # an unknown one is an error now, not after the first fit
-    return policy, None
+    return GPT(sizes, torch.Generator().manual_seed(flags.seed)), None
 
 
 class Stage:
     """One fit of a policy. DPO is a stage, and so is the supervised fit (SFT) before it, which compares nothing."""
 
     def __init__(self, flags, policy, reference, directory):
-        """The reference is None where the loss has none, or the policy, asked with its adapters off.
-
-        Metrics and checkpoints go to `directory`.
-        """
+        """The reference is None where the loss has none; of LoRA it is the policy, asked with its adapters off."""
         self.flags, self.policy, self.reference, self.directory = flags, policy, reference, directory
         self.sft, self.criterion, self.stored, self.kl = flags.loss_type == "sft", Criterion(flags), None, None
         self.taken, self.overflows = 0, 0  # steps so far, and those of them that float16's scaler skipped
@@ -70,7 +63,7 @@ class Stage:
         policy.checkpoint_activations = flags.checkpoint_activations
         if reference and reference is not policy:
             reference.requires_grad_(False)
-        hold(policy, dtype)
+        lora.hold(policy, dtype)
         for model in {policy, reference} - {None}:
             model.to(self.device)
             if flags.compile:
@@ -79,13 +72,15 @@ class Stage:
         self.asked = self.logps if reference is policy else distributed.Logps(reference)  # for log π_ref
         self.trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(flags.optimizer, policy, flags.learning_rate, flags.weight_decay)
+        self.parts = {"policy": policy, "optimizer": self.optimizer, "scaler": self.scaler}  # of a checkpoint
+        self.parts |= {"reference": reference} if flags.reference_refresh else {}
 
     def store_reference(self, pairs, held_out, directory):
         """Score every pair that this run will see with the reference, once; then free the memory of the reference."""
         flags, size, reduce = self.flags, self.flags.micro_batch_size, self.criterion.reduce
         steps = islice(batches(pairs, flags.batch_size, flags.seed), min(count_steps(flags, pairs)))
         groups = (group for step in chain(steps, [held_out]) for group, *_ in distributed.micro_batches(step, size))
-        with adapters_off(self.reference):
+        with lora.reference(self.reference):
             self.stored = ReferenceLogps(directory, settings_of(flags, self.reference, self.device, reduce))
             self.stored.fill(self.asked, groups, self.device, self.autocast, len(pairs) + len(held_out), reduce)
         self.reference = self.asked = None
@@ -96,7 +91,7 @@ class Stage:
             return torch.zeros_like(like), torch.zeros_like(like)
         if self.stored:
             return self.stored.look_up(pairs, like, self.criterion.reduce)
-        with torch.no_grad(), adapters_off(self.reference):
+        with torch.no_grad(), lora.reference(self.reference):
             return self.asked(batch, self.criterion.reduce).chunk(2)
 
     def loss(self, pairs, batch, denominator):
@@ -119,26 +114,30 @@ class Stage:
         for micro, *rest in distributed.micro_batches(pairs, self.flags.micro_batch_size):
             yield micro, pack(micro, chosen_only=self.sft), *rest
 
-    def accumulate(self, pairs, packed, totals, backward=lambda loss: None):
-        """`loss` and `backward` over micro-batches; sums over pairs are added to `totals`. Returns the losses."""
-        denominator = sum(len(pair.chosen_ids) for pair in pairs) if self.sft else len(pairs)
-        losses = []  # of every micro-batch, on its device, with the rows that it is of
-        for micro, batch, weight, last in packed:
-            with distributed.sync(self.logps, last):
-                with self.autocast:
-                    loss, metrics = self.loss(micro, batch.to(self.device), denominator)
-                backward(loss * weight)
-            losses.append((loss.detach(), ", ".join(pair.source for pair in micro)))
-            if weight:
-                totals.add(metrics, loss * denominator)
-                self.criterion.see(metrics)
-        totals.count(pairs, denominator, chosen_only=self.sft)
-        return losses
+    def share(self, micro, batch, weight, denominator, totals):
+        """`loss` of one micro-batch, with the names of its rows; its metrics are added to `totals`."""
+        with self.autocast:
+            loss, metrics = self.loss(micro, batch.to(self.device), denominator)
+        if weight:
+            totals.add(metrics, loss * denominator)
+            self.criterion.see(metrics)
+        return loss, ", ".join(pair.source for pair in micro)
+
+    def denominator(self, pairs, totals):
+        """What the loss of a step is a mean over: its pairs, or for sft its scored tokens. `totals` counts them."""
+        number = sum(len(pair.chosen_ids) for pair in pairs) if self.sft else len(pairs)
+        totals.count(pairs, number, chosen_only=self.sft)
+        return number
 
     def step(self, pairs, packed, totals):
         """One optimiser step; returns the gradient's norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.accumulate(pairs, packed, totals, backward=lambda loss: self.scaler.scale(loss).backward())
+        denominator, losses = self.denominator(pairs, totals), []
+        for micro, batch, weight, last in packed:
+            with distributed.sync(self.logps, last):
+                loss, sources = self.share(micro, batch, weight, denominator, totals)
+                self.scaler.scale(loss * weight).backward()  # the gradients of the micro-batches add up
+            losses.append((loss.detach(), sources))
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.flags.max_grad_norm)
         norm, overflow = check_step(norm, self.trained, losses, pairs, self.scaler)
@@ -151,21 +150,17 @@ class Stage:
     def evaluate(self, held_out, log):
         """Write the metrics of the held-out pairs; returns their loss."""
         totals = Totals()
+        denominator = self.denominator(held_out, totals)
         with torch.no_grad():
-            check_losses(self.accumulate(held_out, self.packed(held_out), totals))
+            check_losses([self.share(*micro, denominator, totals) for *micro, _ in self.packed(held_out)])
             with self.autocast:
                 kl = {"kl": self.kl()} if self.kl else {}
         return log.write("eval", self.taken, totals, **kl)["loss"]
 
-    def parts(self):
-        """What a checkpoint holds beside plain numbers."""
-        parts = {"policy": self.policy, "optimizer": self.optimizer, "scaler": self.scaler}
-        return parts | ({"reference": self.reference} if self.flags.reference_refresh else {})
-
     def begin(self, steps):
         """(sums of the metrics so far, splits whose last line only closed a shorter run): of a checkpoint, or fresh."""
-        state = load_checkpoint(self.directory, self.parts()) if self.flags.resume else None
-        state = state or {"step": 0, "best": math.inf, "totals": {}, "closing": [], "overflows": 0}
+        state = self.flags.resume and load_checkpoint(self.directory, self.parts)
+        state = state or {"step": 0, "best": float("inf"), "totals": {}, "closing": [], "overflows": 0}
         self.taken, self.overflows = state["step"], state["overflows"]
         self.best = kept_best(self.directory, state["best"])
         self.criterion.seen |= state.get("seen", {})
@@ -204,7 +199,7 @@ class Stage:
                     best = best if "eval" in closing else self.best
                     state = {"step": self.taken, "best": best, "totals": Totals(kept).settle(), "closing": closing}
                     state |= {"overflows": self.overflows, "seen": self.criterion.seen}
-                    save_checkpoint(self.directory, self.parts(), state)
+                    save_checkpoint(self.directory, self.parts, state)
                 if stopping:
                     return False
         return True
@@ -225,15 +220,14 @@ def first_fit(job, policy):
 
 def preference_fit(job, policy, reference):
     """The stage that the run is for; saves its model. Returns whether it was finished."""
-    flags, held_out, tokenizer = job.flags, job.held_out, job.tokenizer
+    flags, held_out = job.flags, job.held_out
     stage = Stage(flags, policy, reference, flags.out)
     if flags.max_kl:
-        known = tokenizer.end_of_text, flags.seed, tokenizer.vocab_size
-        stage.kl = functools.partial(sampled_kl, policy, reference, held_out, *known)
+        stage.kl = functools.partial(sampled_kl, policy, reference, held_out, job.tokenizer, flags.seed)
     if reference and not flags.reference_refresh:
         del reference  # the stage frees it once its log-probabilities are stored
         stage.store_reference(job.pairs, held_out, flags.cache)
-    save = functools.partial(save_outcome, policy, tokenizer, flags)
+    save = functools.partial(save_outcome, policy, job.tokenizer, flags)
     finished = stage.fit(job.pairs, held_out, flags.loss_type, lambda: save("best"))
     save("model")
     draw_curves(flags.out)
@@ -249,14 +243,14 @@ def train(job):
     with distributed.joined(device):
         with mistakes():
             policy, reference = build_models(flags, job.tokenizer)
+            lora.linear_layers(policy, flags.lora_targets)  # an unknown one is an error now, not after the first fit
             identity = identity_of(job, policy, reference)
         with opened(flags, identity):
-            if flags.adapter or not (flags.init or flags.loss_type == "sft"):
-                finished = first_fit(job, policy)
-                if finished:
-                    with mistakes():
-                        policy, reference = load_models(flags, flags.out / "reference")
-                        note_reference(flags.out, policy)
+            alone = flags.loss_type == "sft" or (flags.init and not flags.adapter)  # no fit has to come before
+            if not alone and (finished := first_fit(job, policy)):
+                with mistakes():
+                    policy, reference = load_models(flags, flags.out / "reference")
+                    note_reference(flags.out, policy)
             finished = finished and preference_fit(job, policy, reference)
     print(f"done: {flags.outcome}" if finished else f"stopped and saved in {flags.out}: --resume goes on")
     return 0 if finished else 130

@@ -479,7 +479,7 @@ MUTANTS = {
     # The step
     "the reference trained too": (
         "train",
-        "with torch.no_grad(), adapters_off(self.reference):\n",
+        "with torch.no_grad(), lora.reference(self.reference):\n",
         "with torch.enable_grad():\n            self.reference.requires_grad_()\n",
         MOVES,
     ),

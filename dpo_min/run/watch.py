@@ -68,7 +68,7 @@ class Watch:
 
 
 @torch.no_grad()
-def sampled_kl(policy, reference, pairs, end_of_text, seed, vocab_size=None):
+def sampled_kl(policy, reference, pairs, tokenizer, seed):
     """KL(π‖π_ref) in nats an answer, on the prompts of at most `DRAWN` pairs: the mean log π − log π_ref of one answer
     each, drawn from the policy, which has that expectation. The same draws for the same policy.
 
@@ -77,5 +77,5 @@ def sampled_kl(policy, reference, pairs, end_of_text, seed, vocab_size=None):
     room = policy.config.block_size - 1
     prompts = [pair.prompt_ids[-max(1, room - DRAWN[1]) :] for pair in pairs[: DRAWN[0]]]
     generator = torch.Generator(policy.head_weight.device).manual_seed(seed)
-    drawn = generate(policy, prompts, end_of_text, DRAWN[1], generator, vocab_size=vocab_size)
+    drawn = generate(policy, prompts, tokenizer.end_of_text, DRAWN[1], generator, vocab_size=tokenizer.vocab_size)
     return log_ratios(policy, reference, prompts, [completion.ids for completion in drawn]).mean().item()
