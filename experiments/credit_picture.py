@@ -14,8 +14,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dpo_min.data.rows import load_preferences, tokenize
+from dpo_min.data.rows import load_preferences
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import tokenize
 from dpo_min.judge.credit import spans, token_rewards
 from dpo_min.judge.display import level, signed
 from dpo_min.judge.statistics import mean

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from dpo_min.data.rows import fingerprint
+from dpo_min.data.lines import fingerprint
 from dpo_min.model.weights import model_fingerprint
 from dpo_min.system.program import stop
 from dpo_min.system.progress import left

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 import torch
 
 from dpo_min.data.batch import batch_logps, batches, pack
-from dpo_min.data.rows import TokenizedPair, load_preferences, tokenize
+from dpo_min.data.rows import load_preferences
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import TokenizedPair, tokenize
 from dpo_min.decode.generate import generate
 from dpo_min.exact import exact_log_policy
 from dpo_min.judge.scoring import log_ratios

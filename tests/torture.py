@@ -29,7 +29,9 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from dpo_min.data.rows import BadRow, parse_line, read_rows
+from dpo_min.data.forms import BadRow
+from dpo_min.data.lines import read_rows
+from dpo_min.data.rows import parse_line
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.model import config_json
 from dpo_min.model.gpt import GPT, GPTConfig

@@ -12,17 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dpo_min.data.forms import BadRow
 from dpo_min.data.hashed_files import Reading
-from dpo_min.data.rows import (
-    ERRORS_SHOWN,
-    BadRow,
-    Preference,
-    check_rows,
-    parse_line,
-    read_rows,
-    split_digest,
-    tokenize,
-)
+from dpo_min.data.lines import read_rows
+from dpo_min.data.rows import ERRORS_SHOWN, Preference, check_rows, parse_line, split_digest
+from dpo_min.data.tokenizing import tokenize
 from dpo_min.data.workers import spread
 from dpo_min.system.progress import Progress
 

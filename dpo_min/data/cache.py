@@ -20,7 +20,7 @@ import numpy as np
 from dpo_min.data.blocks import BLOCK, ROW, encode_files, id_type
 from dpo_min.data.cache_directory import build, cache_key, is_whole, map_array
 from dpo_min.data.hashed_files import data_hash, note_hash, noted_hash, stamps_of
-from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.data.workers import WorkerDied, default_workers
 from dpo_min.system.files import Lock, make_directory, read_json
 from dpo_min.system.launcher import processes

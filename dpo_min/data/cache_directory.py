@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpo_min.data.rows import is_gzip
+from dpo_min.data.lines import is_gzip
 from dpo_min.system.files import ABANDONED, crc32, partial_name, partials, read_json, sync, write_atomically
 
 FILES = "rows.bin", "tokens.bin"

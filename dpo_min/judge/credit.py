@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dpo_min.data.batch import batch_token_logps, pack
-from dpo_min.data.rows import TokenizedPair, tokenize
+from dpo_min.data.tokenizing import TokenizedPair, tokenize
 from dpo_min.judge.display import page, show
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.system.streams import as_json

@@ -16,8 +16,9 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 import dpo_min.system.packages
-from dpo_min.data.rows import load_preferences, split_digest, tokenize
+from dpo_min.data.rows import load_preferences, split_digest
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import tokenize
 from dpo_min.judge.scorers import load_scorer
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.model.config_json import load_config

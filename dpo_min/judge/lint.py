@@ -24,8 +24,11 @@ import dpo_min.system.packages  # noqa: F401  (before all that needs one)
 # isort: split
 import numpy as np
 
-from dpo_min.data.rows import BadRow, parse_line, read_rows, truncate
+from dpo_min.data.forms import BadRow
+from dpo_min.data.lines import read_rows
+from dpo_min.data.rows import parse_line
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import truncate
 from dpo_min.system import streams
 from dpo_min.system.flags import COUNT, LENGTH, flag, parse, sections
 from dpo_min.system.program import run, stop

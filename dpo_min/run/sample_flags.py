@@ -4,7 +4,9 @@ import sys
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from dpo_min.data.rows import BadRow, Preference, parse_line, read_rows
+from dpo_min.data.forms import BadRow
+from dpo_min.data.lines import read_rows
+from dpo_min.data.rows import Preference, parse_line
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.system.flags import (
     COUNT,

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from dpo_min.data import blocks, cache, cache_directory
 from dpo_min.data.cache import Pairs, prepare_pairs
 from dpo_min.data.hashed_files import data_hash
-from dpo_min.data.rows import Preference, load_preferences, split_preferences, tokenize
+from dpo_min.data.rows import Preference, load_preferences, split_preferences
 from dpo_min.data.tokenizer import Tokenizer, load_tokenizer
+from dpo_min.data.tokenizing import tokenize
 from dpo_min.run import job
 from dpo_min.run.train_flags import read_flags
 from dpo_min.system.files import Lock, sha256

@@ -11,20 +11,11 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from dpo_min.data.rows import (
-    ASSISTANT,
-    BadRow,
-    Preference,
-    TokenizedPair,
-    fingerprint,
-    load_preferences,
-    parse_row,
-    split_preferences,
-    split_prompt,
-    tokenize,
-    truncate,
-)
+from dpo_min.data.forms import ASSISTANT, BadRow, parse_row, split_prompt
+from dpo_min.data.lines import fingerprint
+from dpo_min.data.rows import Preference, load_preferences, split_preferences
 from dpo_min.data.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from dpo_min.data.tokenizing import TokenizedPair, tokenize, truncate
 
 GOOD = {"prompt": "x", "chosen": "y", "rejected": "z"}
 # 256 bytes and four merges: enough for the ids of x + y to differ from the ids of x and the ids of y.

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpo_min.data.rows import BadRow, Preference, parse_row, tokenize
+from dpo_min.data.forms import BadRow, parse_row
+from dpo_min.data.rows import Preference
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import tokenize
 from dpo_min.judge import lint
 
 ROOT = Path(lint.__file__).parents[2]
