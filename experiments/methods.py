@@ -110,7 +110,7 @@ def review_language(run, data):
     reference = load_model(run / "reference").requires_grad_(False)
     tokenizer = load_tokenizer(run / "reference")
     preferences, _ = load_preferences([data])
-    rows, _, _ = tokenize(preferences, tokenizer, 96)
+    rows, _ = tokenize(preferences, tokenizer, 96)
     held_out = [tokenizer.encode(prompt) for prompt in demo.prompts(held_out=True)]
 
     def reward(prompts, completions):

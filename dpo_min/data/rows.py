@@ -5,45 +5,80 @@ This file does not import PyTorch: a bad row is named before PyTorch has been lo
 
 import hashlib
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
-from dpo_min.data.forms import BadRow, parse_row
+from dpo_min.data.forms import NAMES, read_row
 from dpo_min.data.lines import read_rows
+from dpo_min.data.messages import BadRow, Message
+from dpo_min.data.templates import PLAIN, as_text
 
 ERRORS_SHOWN = 10
+USUAL = "prompt + chosen + rejected (text)"  # the form of which nobody needs to be told
 
 
 @dataclass(frozen=True)
 class Preference:
-    """One judgement: after `prompt`, `chosen` was preferred to `rejected`. `source` is "file:line"."""
+    """One judgement: after `prompt`, `chosen` was preferred to `rejected`. `source` is "file:line".
 
-    prompt: str
-    chosen: str
-    rejected: str
+    Each side is a text, or a tuple of `Message`s as its template writes them.
+    """
+
+    prompt: str | tuple[Message, ...]
+    chosen: str | tuple[Message, ...]
+    rejected: str | tuple[Message, ...]
     source: str = ""
+    offset: float = 0.0  # by how much `chosen` was judged better, in log-odds; 0 where rows do not say
+    form: str = field(default=USUAL, compare=False)  # what the row looked like
+    unread: tuple[str, ...] = field(default=(), compare=False)  # its columns that were not read
 
 
-def parse_line(number, line):
-    """The prompt, chosen and rejected text of the line of that number, which a byte order mark may precede if it is 1.
+def parse_line(line, source="", columns=NAMES, template=PLAIN):
+    """The `Preference` in a line of JSON, as bytes; a byte order mark before it is no text.
 
     Raises:
         BadRow: with the reason.
     """
     try:
-        return parse_row(json.loads(line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")))
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=without_doubles)
+        prompt, chosen, rejected, form, unread = read_row(row, columns)
+        offset = number(row.get("offset"))
+        return Preference(*template.sides(prompt, chosen, rejected), source, offset, form, unread)
     except BadRow:
         raise
     except UnicodeDecodeError as error:
         raise BadRow(f"not UTF-8: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
-        raise BadRow(f"not JSON: {error.msg} at column {error.colno}") from error
+        whole = "; a row must stand in one line, or the file be one array" if line.strip() == b"{" else ""
+        raise BadRow(f"not JSON: {error.msg} at column {error.colno}{whole}") from error
     except RecursionError as error:
         raise BadRow("not JSON that can be read: nested too deeply") from error
     except ValueError as error:  # integers too long for Python to convert
         raise BadRow(str(error)) from error
 
 
-def load_preferences(paths, skip_bad_rows=False):
+def number(value):
+    """A finite number as it is, and 0 for anything else."""
+    return float(value) if type(value) in (int, float) and math.isfinite(value) else 0.0
+
+
+def without_doubles(pairs):
+    """An object of JSON as a dict; BadRow where one key stands twice, of which a dict would keep only the last."""
+    row = {}
+    for key, value in pairs:
+        if key in row:
+            raise BadRow(f"the key {ascii(key)[:60]} stands twice")
+        row[key] = value
+    return row
+
+
+def parse_row(row, columns=NAMES, template=PLAIN):
+    """The prompt, chosen and rejected text of one decoded row, as the template writes them; BadRow as `read_row`."""
+    prompt, *sides = template.sides(*read_row(row, columns)[:3])
+    return as_text(template.write_prompt(prompt)), *(as_text(template.write_answer(side)) for side in sides)
+
+
+def load_preferences(paths, skip_bad_rows=False, columns=NAMES, template=PLAIN):
     """Every preference of the files, in order, and the number of bad rows that were skipped.
 
     Raises:
@@ -54,7 +89,7 @@ def load_preferences(paths, skip_bad_rows=False):
         for number, line, _ in read_rows(path):
             source = f"{path}:{number}"
             try:
-                preferences.append(Preference(*parse_line(number, line), source))
+                preferences.append(parse_line(line, source, columns, template))
             except BadRow as reason:
                 bad.append(f"{source}: {reason}")
     check_rows(paths, len(preferences), len(bad), bad[:ERRORS_SHOWN], skip_bad_rows)
@@ -76,7 +111,7 @@ def check_rows(paths, good, bad, shown, skip_bad_rows):
 
 
 def split_preferences(preferences, eval_fraction, seed):
-    """Divide into (train, eval): a row's side depends on its own text and the seed, on no other row."""
+    """Divide into (train, eval) by prompt: a row's side depends on its prompt and the seed, on no other row."""
     sides = ([], [])
     for preference in preferences:
         sides[split_digest(preference, seed) < eval_fraction * 2**64].append(preference)
@@ -84,6 +119,10 @@ def split_preferences(preferences, eval_fraction, seed):
 
 
 def split_digest(preference, seed):
-    """64 bits by which a row is held out: uniform, the row's own, and others under another seed."""
-    text = "\0".join((str(seed), preference.prompt, preference.chosen, preference.rejected))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+    """64 bits by which a row is held out: uniform, the prompt's own, and others under another seed."""
+    return digest(seed, preference.prompt)
+
+
+def digest(seed, *sides):
+    """64 bits that stand for some sides, under a seed."""
+    return int.from_bytes(hashlib.sha256(json.dumps([str(seed), *sides]).encode()).digest()[:8])

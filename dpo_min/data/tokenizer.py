@@ -16,7 +16,7 @@ from pathlib import Path
 import tiktoken
 
 from dpo_min.data.tokenizer_added import END_OF_TEXT, added_token
-from dpo_min.data.tokenizer_files import as_files, one_file, read_directory
+from dpo_min.data.tokenizer_files import as_files, one_file, read_directory, with_template
 from dpo_min.data.tokenizer_merges import find_merges, spell
 from dpo_min.data.tokenizer_pieces import GPT2_PATTERN, SINGLE_CHARACTERS, compose, cut, has_long_run
 from dpo_min.system.files import write_atomically
@@ -116,7 +116,7 @@ class Tokenizer:
 
     def save(self, directory):
         """Write the files that it came from, or that say the same: vocabulary, merges, tokenizer.json, who reads it."""
-        for name, text in (self.files or self.make_files()).items():
+        for name, text in with_template(self.files or self.make_files(), self.chat_template).items():
             with write_atomically(Path(directory) / name) as file:
                 file.write(text.encode())
 

@@ -91,6 +91,17 @@ def read_directory(directory):
     }
 
 
+def with_template(files, text):
+    """The files with this chat template in the place of theirs; None: with none."""
+    config = json.loads(files.get(CONFIG, "{}"))
+    if files.get(TEMPLATE, default_template(config.get("chat_template"))) == text:
+        return files
+    config = {name: value for name, value in config.items() if name != "chat_template"}
+    config |= {"chat_template": text} if text else {}
+    rest = {name: content for name, content in files.items() if name != TEMPLATE}
+    return rest | {CONFIG: json.dumps(config, indent=2, ensure_ascii=False)}
+
+
 def gather(directory):
     """The `Files` of a directory."""
     names = (ONE_FILE, *TWO_FILES[0], *TWO_FILES[1], *BESIDE)

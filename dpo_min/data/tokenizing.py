@@ -1,6 +1,9 @@
 """`Preference` → `TokenizedPair`: token ids, and what is cut where they are too many."""
 
+from collections import Counter
 from dataclasses import dataclass
+
+from dpo_min.data.templates import PLAIN
 
 
 @dataclass(frozen=True)
@@ -19,26 +22,57 @@ class TokenizedPair:
         return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
 
 
-def tokenize(preferences, tokenizer, max_length, max_prompt_length=None):
-    """Tokenize and truncate; return (pairs, number truncated, number dropped for want of a completion token).
+def tokenize(preferences, tokenizer, max_length, max_prompt_length=None, template=PLAIN):
+    """Tokenize and truncate; returns (pairs, counts).
 
-    Prompt and completion are tokenized apart and concatenated, so that a pair shares its prompt's ids.
-    A completion that keeps its end is closed by one end-of-text token; an empty prompt becomes one
-    end-of-text token, because the first scored token needs a predecessor.
+    The counts are of pairs that were "truncated", "dropped" for want of a completion token, and "equal": dropped, too,
+    because both sides have the same ids, mostly because what differs was cut off. Such a pair would teach nothing.
     """
-    pairs, truncated, dropped = [], 0, 0
-    end = tokenizer.end_of_text
-    columns = ([getattr(p, side) for p in preferences] for side in ("prompt", "chosen", "rejected"))
-    ids = zip(*(tokenizer.encode_batch(texts) for texts in columns), strict=True)
-    for preference, (prompt, chosen, rejected) in zip(preferences, ids, strict=True):
-        whole = (prompt or [end], [*chosen, end], [*rejected, end])
+    pairs, counts = [], Counter(truncated=0, dropped=0, equal=0)
+    for preference in preferences:
+        whole = encode_pair(preference, tokenizer, template)
         kept = truncate(*whole, max_length, max_prompt_length)
-        if kept is None:
-            dropped += 1
+        if kept is None or kept[1] == kept[2]:
+            counts["dropped" if kept is None else "equal"] += 1
             continue
-        truncated += kept != whole
-        pairs.append(TokenizedPair(*kept, preference.source))
-    return pairs, truncated, dropped
+        counts["truncated"] += kept != whole
+        pairs.append(TokenizedPair(*kept, preference.source, preference.offset))
+    return pairs, counts
+
+
+def encode_pair(preference, tokenizer, template=PLAIN):
+    """(prompt ids, chosen ids, rejected ids) of a `Preference`, nothing cut.
+
+    Prompt and completion are tokenized apart and concatenated, so that a pair shares its prompt's ids. A completion
+    ends with one token that closes it, the template's or end-of-text.
+    """
+    sides = (encode(template.write_answer(side), tokenizer) for side in (preference.chosen, preference.rejected))
+    end = [] if template.close else [tokenizer.end_of_text]
+    return encode_prompt(preference.prompt, tokenizer, template), *(ids + end for ids in sides)
+
+
+def encode_prompt(prompt, tokenizer, template=PLAIN):
+    """The ids of a prompt as `Template.sides` leaves it.
+
+    A prompt that is a text begins with the token that the tokenizer begins every text with, if it does. An empty
+    prompt becomes one end-of-text token, because the first scored token needs a predecessor.
+    """
+    ids = encode(template.write_prompt(prompt), tokenizer)
+    if not template.close and tokenizer.begin_of_text is not None:
+        ids = [tokenizer.begin_of_text, *ids]
+    return ids or [tokenizer.end_of_text]
+
+
+def encode(pieces, tokenizer):
+    """Ids of (text, whether it is a control token) pieces; text between two control tokens is encoded as a whole."""
+    ids, words = [], ""
+    for text, is_control in pieces:
+        if is_control:
+            ids += [*tokenizer.encode(words), tokenizer.control[text]]
+            words = ""
+        else:
+            words += text
+    return ids + tokenizer.encode(words)
 
 
 def truncate(prompt_ids, chosen_ids, rejected_ids, max_length, max_prompt_length=None):
