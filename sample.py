@@ -16,7 +16,7 @@ import sys
 
 import torch
 
-from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import encode_prompt
 from dpo_min.decode.beams import beam_search
 from dpo_min.decode.decoding_weights import decoding_weights
 from dpo_min.decode.generate import stream
@@ -32,8 +32,8 @@ DRAWING = "temperature top_k top_p min_p repetition_penalty min_new_tokens lengt
 
 
 def answers(flags, model, tokenizer, prompt, generator, stop, echo):
-    """The `Completion`s of one prompt; `echo` receives each piece of the first one's text as soon as it is certain."""
-    asked = [tokenizer.encode(prompt)] * flags.num_samples, tokenizer.end_of_text, flags.max_new_tokens
+    """The `Completion`s of a prompt, as ids; `echo` receives each piece of the first one's text when it is certain."""
+    asked = [prompt] * flags.num_samples, tokenizer.end_of_text, flags.max_new_tokens
     if flags.num_beams:
         search = flags.num_beams, flags.length_penalty, flags.min_new_tokens, stop, tokenizer.vocab_size
         (beams,) = beam_search(model, *asked, *search)
@@ -49,26 +49,33 @@ def answers(flags, model, tokenizer, prompt, generator, stop, echo):
     return completions
 
 
-def sample(flags, prompts):
-    """Answer every prompt with the model, and with the reference if there is one."""
+def encode_prompts(prompts, tokenizer, template):
+    """The ids of each prompt."""
+    return [encode_prompt(template.ask(prompt), tokenizer, template) for prompt in prompts]
+
+
+def sample(flags, prompts, reading):
+    """Answer every prompt with the model, and with the reference if there is one.
+
+    Args: `reading`, name → (tokenizer, template).
+    """
     try:
         device, dtype = choose_device(flags.device, flags.dtype)
         named = {"model": flags.model} | ({"reference": flags.reference} if flags.reference else {})
         models = {name: load_model(path).to(device).eval() for name, path in named.items()}
-        tokenizers = {name: load_tokenizer(path) for name, path in named.items()}
-        for prompt in prompts if not flags.pair else ():
-            for name, model in models.items():
-                size, limit = len(tokenizers[name].encode(prompt)), model.config.block_size
-                if size >= limit:
-                    raise ValueError(f"--prompt: {size} tokens leave no room in the {limit} positions of {named[name]}")
-        judge = Judge(flags, models, tokenizers, device, dtype) if flags.reference else None
+        asked = {name: [] if flags.pair else encode_prompts(prompts, *reading[name]) for name in models}
+        for name, model in models.items():
+            size, limit = max(map(len, asked[name]), default=0), model.config.block_size
+            if size >= limit:
+                raise ValueError(f"--prompt: {size} tokens leave no room in the {limit} positions of {named[name]}")
+        judge = Judge(flags, models, reading, device, dtype) if flags.reference else None
     except ValueError as error:
         program.stop(error)
     fast = {name: decoding_weights(model, dtype) for name, model in models.items()}
     sources = {name: torch.Generator().manual_seed(flags.seed ^ i) for i, name in enumerate(models)}
     live = sys.stdout.isatty() and flags.num_samples == 1 and not (flags.jsonl or flags.num_beams or judge)
     echo = (lambda text: print(text, end="", flush=True)) if live else (lambda text: None)
-    for prompt in prompts:
+    for number, prompt in enumerate(map(reading["model"][1].shown, prompts)):
         if flags.pair:
             judge.show(prompt)
             continue
@@ -76,8 +83,9 @@ def sample(flags, prompts):
             print(f"\n{prompt}")
         drawn = []
         for name, model in fast.items():
-            stop = StopStrings(flags.stop, tokenizers[name].decode_bytes)
-            for i, completion in enumerate(answers(flags, model, tokenizers[name], prompt, sources[name], stop, echo)):
+            tokenizer, ids = reading[name][0], asked[name][number]
+            stop = StopStrings(flags.stop, tokenizer.decode_bytes)
+            for i, completion in enumerate(answers(flags, model, tokenizer, ids, sources[name], stop, echo)):
                 text = stop.text(completion.ids)
                 row = {"prompt": prompt, "model": name, "sample": i, "completion": text, "ended": completion.ended}
                 row |= {"logp": completion.logp, "sampling_logp": completion.sampling_logp}
@@ -85,7 +93,7 @@ def sample(flags, prompts):
                 if not judge:
                     print(as_json(row) if flags.jsonl else "" if live else text, flush=True)
         if judge:
-            judge.show(prompt, drawn)
+            judge.show(prompt, asked["model"][number], drawn)
     if judge:
         judge.close()
     return 0

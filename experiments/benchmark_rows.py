@@ -11,8 +11,9 @@ import time
 import torch
 
 from dpo_min.data.batch import batch_logps, pack
-from dpo_min.data.rows import TokenizedPair, load_preferences, tokenize
+from dpo_min.data.rows import load_preferences
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import TokenizedPair, tokenize
 from dpo_min.decode.decoding_weights import PackedLinear, decoding_weights
 from dpo_min.decode.generate import generate
 from dpo_min.exact import rectangle

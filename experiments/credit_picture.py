@@ -14,8 +14,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dpo_min.data.rows import load_preferences, tokenize
+from dpo_min.data.rows import load_preferences
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import tokenize
 from dpo_min.judge.credit import spans, token_rewards
 from dpo_min.judge.display import level, signed
 from dpo_min.judge.statistics import mean
@@ -40,7 +41,7 @@ def judged(run, path):
     policy, reference = (load_model(run / name).requires_grad_(False) for name in ("model", "reference"))
     tokenizer, settings = load_tokenizer(run / "model"), run_settings(run / "model")
     preferences = load_preferences([path])[0][:PAIRS]
-    pairs, _, _ = tokenize(preferences, tokenizer, policy.config.block_size)
+    pairs, _ = tokenize(preferences, tokenizer, policy.config.block_size)
     prompts, found = [pair.prompt_ids for pair in pairs], []
     for sides in ([pair.chosen_ids for pair in pairs], [pair.rejected_ids for pair in pairs]):
         rewards = token_rewards(policy, reference, prompts, sides, settings["beta"], settings["reduce"])

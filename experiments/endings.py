@@ -11,7 +11,7 @@ import math
 import torch
 
 from dpo_min.data.batch import batch_logps, pack
-from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.exact import exact_log_policy
 from dpo_min.losses import LOSSES, Mixture
 from dpo_min.objective import expectation, kl_divergence, optimal_policy

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from dpo_min.data.rows import fingerprint
+from dpo_min.data.hashed_files import data_hash
 from dpo_min.model.weights import model_fingerprint
 from dpo_min.system.program import stop
 from dpo_min.system.progress import left
@@ -93,7 +93,7 @@ def run_part(part, options):
     language = model_fingerprint(make_language(part, options).reference)
     tasks = [(method, seed) for seed in range(options.seeds) for method in TABLES[part]]
     if part == "reviews":
-        language += fingerprint([options.data])
+        language += data_hash([options.data])
         tasks = [(None, 0), *tasks]
     keys = [key({"method": m and asdict(m), "seed": seed, "language": language}) for m, seed in tasks]
     results = read_results(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from dpo_min.data.batch import batch_logps, pack
-from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.losses import LOSSES
 from dpo_min.model.weights import model_fingerprint
 from dpo_min.objective import expectation, kl_divergence, objective, optimal_policy

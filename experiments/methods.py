@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 import torch
 
 from dpo_min.data.batch import batch_logps, batches, pack
-from dpo_min.data.rows import TokenizedPair, load_preferences, tokenize
+from dpo_min.data.rows import load_preferences
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import TokenizedPair, tokenize
 from dpo_min.decode.generate import generate
 from dpo_min.exact import exact_log_policy
 from dpo_min.judge.scoring import log_ratios
@@ -109,7 +110,7 @@ def review_language(run, data):
     reference = load_model(run / "reference").requires_grad_(False)
     tokenizer = load_tokenizer(run / "reference")
     preferences, _ = load_preferences([data])
-    rows, _, _ = tokenize(preferences, tokenizer, 96)
+    rows, _ = tokenize(preferences, tokenizer, 96)
     held_out = [tokenizer.encode(prompt) for prompt in demo.prompts(held_out=True)]
 
     def reward(prompts, completions):

@@ -23,7 +23,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
 
-from dpo_min.data.rows import read_rows
+from dpo_min.data.lines import read_rows
 from dpo_min.judge.statistics import wilson_interval
 from experiments.pages import table
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from dpo_min.data.batch import batch_logps, pack
-from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.exact import enumerate_completions, exact_log_policy
 from dpo_min.judge.statistics import Z_95
 from dpo_min.margin_losses import MARGIN_LOSSES

@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a program, it is run from anywhere
 
 import train
-from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.logprob import sequence_logprobs
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.run import distributed

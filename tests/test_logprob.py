@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpo_min.data.batch import batch_logps, pack
-from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.exact import enumerate_completions, rectangle
 from dpo_min.logprob import sequence_logprobs, token_logprobs
 from dpo_min.preference import margin

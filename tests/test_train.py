@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 import train
 from dpo_min.data.batch import pack
-from dpo_min.data.rows import TokenizedPair
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.losses import LOSSES
 from dpo_min.margin_losses import MARGIN_LOSSES
 from dpo_min.model.gpt import GPT, GPTConfig

@@ -29,7 +29,9 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from dpo_min.data.rows import BadRow, parse_line, read_rows
+from dpo_min.data.lines import read_rows
+from dpo_min.data.messages import BadRow
+from dpo_min.data.rows import parse_line
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.model import config_json
 from dpo_min.model.gpt import GPT, GPTConfig
@@ -337,11 +339,12 @@ def row_task(directory, seed):
         if i % 50 == 0:  # by the file, gzip and all, where every fiftieth is broken as a file
             return file_case(path.with_suffix(".jsonl.gz"), broken, draw)
         try:
-            prompt, chosen, rejected = parse_line(draw.choice((1, 2)), broken)
+            row = parse_line(broken)
         except BadRow as reason:
             assert str(reason) and "\n" not in str(reason), reason
             return "refused", ""
-        assert chosen and rejected and chosen != rejected and type(prompt) is type(chosen) is type(rejected) is str
+        assert row.chosen and row.rejected and row.chosen != row.rejected
+        assert type(row.prompt) is type(row.chosen) is type(row.rejected)
         return "result", ""
 
     return task
@@ -351,8 +354,8 @@ def file_case(path, line, draw):
     """A .jsonl.gz of one row, broken too."""
     path.write_bytes(mutate(gzip.compress(line + b"\n", mtime=0), draw))
     try:
-        for number, row, _ in read_rows(path):
-            parse_line(number, row)
+        for _, row, _ in read_rows(path):
+            parse_line(row)
     except BadRow:
         return "refused", ""
     except ValueError as error:

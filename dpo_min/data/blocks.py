@@ -1,8 +1,9 @@
 """Lines of rows → token ids in arrays, a block of lines at a time: what a worker makes, and how blocks are joined.
 
-rows.py is the definition: it holds every row as Python objects, ten times the size of the file. Here the files are cut
-into blocks, worker processes take the blocks through the same functions, and what comes back, in order, is appended to
-two flat files: the ids of every pair, prompt, chosen, rejected, prompt, …, and one `ROW` a pair.
+rows.py and tokenizing.py are the definition, which holds every row as Python objects, ten times the size of the file.
+Here the files are cut into blocks, worker processes take the blocks through the same functions, and what comes back,
+in order, is appended to two flat files: the ids of every pair, prompt, chosen, rejected, prompt, …, and one `ROW` a
+pair.
 """
 
 from collections import Counter
@@ -12,28 +13,27 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dpo_min.data.forms import NAMES
 from dpo_min.data.hashed_files import Reading
-from dpo_min.data.rows import (
-    ERRORS_SHOWN,
-    BadRow,
-    Preference,
-    check_rows,
-    parse_line,
-    read_rows,
-    split_digest,
-    tokenize,
-)
+from dpo_min.data.lines import read_rows
+from dpo_min.data.messages import BadRow, is_dialogue
+from dpo_min.data.rows import ERRORS_SHOWN, check_rows, parse_line, split_digest
+from dpo_min.data.templates import PLAIN
+from dpo_min.data.tokenizing import tokenize
 from dpo_min.data.workers import spread
 from dpo_min.system.progress import Progress
 
 BLOCK = 2**20  # bytes of lines that a worker takes at a time; with its Python objects, some 30 MB
 QUICK = 2**25  # bytes of data that are checked before a process has started
 
-# Where the ids begin (in tokens), how many there are of each part, the split's 64 bits, the place in the data.
+FORM, UNREAD = "form: ", "unread: "  # rows are counted under these and what they look like
+MOST_COUNTED = 200  # names, which are the data's, and so any number
+
+# Where the ids begin, how many there are of each part, the split's 64 bits, the place in the data, ODPO's Δ.
 ROW = np.dtype(
     {
-        "names": ["start", "prompt", "chosen", "rejected", "digest", "file", "line"],
-        "formats": ["<i8", "<u4", "<u4", "<u4", "<u8", "<u4", "<u4"],
+        "names": ["start", "prompt", "chosen", "rejected", "digest", "file", "line", "offset"],
+        "formats": ["<i8", "<u4", "<u4", "<u4", "<u8", "<u4", "<u4", "<f8"],
     }
 )
 
@@ -54,14 +54,14 @@ def encode_files(paths, settings, files, size, workers, check_first):
                 written += len(result.tokens)
                 for file, array in zip(files, (result.rows, result.tokens), strict=True):
                     file.write(array.tobytes())
-                counts.update(result.counts)
+                counts.update({k: n for k, n in result.counts.items() if k in counts or len(counts) < MOST_COUNTED})
                 shown += [f"{paths[result.file]}:{line}: {reason}" for line, reason in result.shown]
                 del shown[ERRORS_SHOWN:]
                 rows = f"{counts['good'] + counts['bad']:,} rows {'tokenized' if wanted else 'checked'}"
                 progress.at(result.position, f"{rows}, {result.position / size:.0%}" if result.position else rows)
         check_rows(paths, counts["good"], counts["bad"], shown, settings["skip_bad_rows"])
-    counted = {"skipped": counts["bad"], "truncated": counts["truncated"], "dropped": counts["dropped"]}
-    return counted, reading.sha256()
+    counts["skipped"] = counts.pop("bad", 0)
+    return {name: number for name, number in counts.items() if name != "good"}, reading.sha256()
 
 
 class Block(NamedTuple):
@@ -80,7 +80,7 @@ class Encoded(NamedTuple):
     position: int
     rows: np.ndarray  # of ROW
     tokens: np.ndarray  # of id_type
-    counts: dict  # good, bad, truncated, dropped
+    counts: dict  # good, bad, those of `tokenize`, "plain" prompts that are no turns, "offset", and what rows look like
     shown: list  # (line number, reason) of the first bad rows
 
 
@@ -100,23 +100,28 @@ def read_blocks(paths, wanted, opener):
             yield Block(file, before, lines, wanted)
 
 
-def encode_block(block, tokenizer, max_length, max_prompt_length, seed, **_):
+def encode_block(block, tokenizer, max_length, max_prompt_length, seed, columns=NAMES, template=PLAIN, **_):
     """Check and tokenize one block, by the functions that define both."""
-    preferences, bad = [], []
+    preferences, bad, counts = [], [], Counter()
     for number, line in block.lines:
         try:
-            preferences.append(Preference(*parse_line(number, line), source=number))
+            preferences.append(parse_line(line, number, columns, template))
         except BadRow as reason:
             bad.append((number, str(reason)))
     wanted = preferences if block.wanted else []
-    pairs, truncated, dropped = tokenize(wanted, tokenizer, max_length, max_prompt_length)
+    pairs, found = tokenize(wanted, tokenizer, max_length, max_prompt_length, template)
+    for preference in preferences:
+        counts[FORM + preference.form] += 1
+        counts.update(UNREAD + name[:60] for name in preference.unread)
+        counts["plain"] += isinstance(preference.prompt, str) and not is_dialogue(preference.prompt)
+        counts["offset"] += preference.offset != 0
+    counts.update(found, good=len(preferences), bad=len(bad))
     digests = {} if seed is None else {preference.source: split_digest(preference, seed) for preference in wanted}
     parts = [(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) for pair in pairs]
-    lines = [(digests.get(pair.source, 0), block.file, pair.source) for pair in pairs]
+    lines = [(digests.get(pair.source, 0), block.file, pair.source, pair.offset) for pair in pairs]
     rows = np.array([(0, *map(len, part), *line) for part, line in zip(parts, lines, strict=True)], ROW)
     rows["start"][1:] = np.cumsum([pair.num_tokens for pair in pairs], dtype=np.int64)[:-1]
     tokens = np.fromiter(chain.from_iterable(chain.from_iterable(parts)), id_type(tokenizer))
-    counts = {"good": len(preferences), "bad": len(bad), "truncated": truncated, "dropped": dropped}
     return Encoded(block.file, block.position, rows, tokens, counts, bad[:ERRORS_SHOWN])
 
 

@@ -17,10 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dpo_min.data.blocks import BLOCK, ROW, encode_files, id_type
+from dpo_min.data.blocks import BLOCK, FORM, MOST_COUNTED, ROW, UNREAD, encode_files, id_type
 from dpo_min.data.cache_directory import build, cache_key, is_whole, map_array
+from dpo_min.data.chat_template import write
+from dpo_min.data.forms import NAMES
 from dpo_min.data.hashed_files import data_hash, note_hash, noted_hash, stamps_of
-from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.lines import is_array
+from dpo_min.data.rows import USUAL
+from dpo_min.data.templates import PLAIN, TEMPLATES
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.data.workers import WorkerDied, default_workers
 from dpo_min.system.files import Lock, make_directory, read_json
 from dpo_min.system.launcher import processes
@@ -49,10 +54,10 @@ class Pairs(Sequence):
         index = self.index[i]
         if index.ndim:
             return Pairs(self.rows, self.tokens, self.paths, self.sha256, index)
-        start, prompt, chosen, rejected, _, file, line = self.rows[index].item()
+        start, prompt, chosen, rejected, _, file, line, offset = self.rows[index].item()
         ids = self.tokens[start : start + prompt + chosen + rejected].tolist()
         source = f"{self.paths[file]}:{line}"
-        return TokenizedPair(ids[:prompt], ids[prompt : prompt + chosen], ids[prompt + chosen :], source)
+        return TokenizedPair(ids[:prompt], ids[prompt : prompt + chosen], ids[prompt + chosen :], source, offset)
 
     @property
     def num_tokens(self):
@@ -60,9 +65,14 @@ class Pairs(Sequence):
         rows = self.rows[self.index]
         return rows["prompt"] + rows["chosen"] + rows["rejected"]
 
+    @property
+    def digests(self):
+        """(N,) 64 bits of every pair's prompt, under the seed that the pairs were prepared with."""
+        return self.rows["digest"][self.index]
+
     def split(self, eval_fraction):
         """(train, eval), as `split_preferences` with the seed that the pairs were prepared with divides them."""
-        held_out = self.rows["digest"][self.index] < np.uint64(ceil(eval_fraction * 2**64))
+        held_out = self.digests < np.uint64(ceil(eval_fraction * 2**64))
         return self[~held_out], self[held_out]
 
 
@@ -70,11 +80,13 @@ class Pairs(Sequence):
 
 
 def prepare_pairs(
-    paths, tokenizer, max_length, max_prompt_length, skip_bad_rows, directory, seed=None, workers=None, small=SMALL
-):
-    """(`Pairs` of the files, counts of rows by what happened to them: "skipped", "truncated", "dropped").
+    paths, tokenizer, max_length, max_prompt_length, skip_bad_rows, directory, seed=None, workers=None, small=SMALL,
+    columns=NAMES, template=PLAIN,
+):  # fmt: skip
+    """(`Pairs` of the files, counts of rows by what happened to them: "skipped", "truncated", "dropped", "equal").
 
-    The pairs are those of `tokenize(load_preferences(paths, skip_bad_rows)[0], …)`, in the same order.
+    The pairs are those of `tokenize(load_preferences(paths, skip_bad_rows)[0], …)`, in the same order; more counts
+    are those of blocks.py.
 
     Args: `directory` holds the caches; `seed` is that of the split, None if the pairs will not be split;
     `workers` are processes, by default one a core; data of fewer than `small` bytes uses neither.
@@ -84,7 +96,7 @@ def prepare_pairs(
         WorkerDied: a process ended in the middle of its work.
     """
     settings = {"max_length": max_length, "max_prompt_length": max_prompt_length, "skip_bad_rows": skip_bad_rows}
-    settings |= {"tokenizer": tokenizer, "seed": seed}
+    settings |= {"tokenizer": tokenizer, "seed": seed, "columns": columns, "template": template}
     stamps = stamps_of(paths)
     size, once = sum(stamp[0] for stamp in stamps if stamp), not all(stamps)
     if once and processes() > 1:
@@ -133,28 +145,64 @@ def from_cache(directory, paths, settings, stamps, encode):
     return Pairs(rows, tokens, paths, content), read_json(place / "cache.json")["counts"]
 
 
-def read_pairs(config, tokenizer):
-    """The `Pairs` of train.py: to train on, held out, and for the first fit; says what was left out or cut."""
+def read_pairs(config, tokenizer, template=PLAIN):
+    """The `Pairs` of train.py: to train on, held out, and for the first fit; says what was left out or cut.
+
+    The tokenizer gets HH's chat template to be saved with, where it has none and every prompt is in that form.
+    """
     counts = Counter()
 
     def read(paths, seed=None):
-        limits = config.max_length, config.max_prompt_length
-        pairs, counted = prepare_pairs(paths, tokenizer, *limits, config.skip_bad_rows, config.cache, seed)
+        limits, more = (config.max_length, config.max_prompt_length), {"columns": config.columns, "template": template}
+        pairs, counted = prepare_pairs(paths, tokenizer, *limits, config.skip_bad_rows, config.cache, seed, **more)
         counts.update(counted)
         return pairs
 
     if config.eval_data:
-        train, held_out = read(config.data), read(config.eval_data)
+        train, held_out = read(config.data, config.seed), read(config.eval_data, config.seed)
     else:
         pairs, fraction = read(config.data, None if config.eval_fraction == 0 else config.seed), config.eval_fraction
         train, held_out = pairs.split(min(0.05, HELD_OUT / max(len(pairs), 1)) if fraction is None else fraction)
+        if fraction is None and not train:  # of few prompts all may fall to one side
+            train, held_out = held_out, train
     sft = read(config.sft_data) if config.sft_data else train
-    if counts["skipped"]:
-        print(f"data: {counts['skipped']} bad rows skipped")
-    print(
-        f"data: {len(train)} pairs to train on, {len(held_out)} held out; "
-        f"{counts['truncated']} truncated to {config.max_length} tokens, {counts['dropped']} dropped"
-    )
+    for line in notes(config, counts, train, held_out):
+        print(f"data: {line}")
     if not train:
         raise ValueError(f"{', '.join(config.data)}: no row is left to train on")
+    if template.bare and not counts["plain"]:
+        tokenizer.chat_template = write(TEMPLATES["hh"])
     return train, held_out, sft or train
+
+
+def notes(config, counts, train, held_out):
+    """What is said of the data, line by line.
+
+    Raises:
+        ValueError: a flag has no effect on these rows.
+    """
+    forms, unread = (
+        Counter({k.removeprefix(w): n for k, n in counts.items() if k.startswith(w)}) for w in (FORM, UNREAD)
+    )
+    for name in config.columns.ignore:
+        if name[:60] not in unread and len(counts) < MOST_COUNTED:
+            raise ValueError(f"--ignore-columns {name}: no row has this column")
+    if "odpo" in config.losses and not counts["offset"]:
+        raise ValueError("--loss-type odpo: no row has a number in the column offset, which says how much better it is")
+    for path in filter(is_array, [*config.data, *config.eval_data, *config.sft_data]):
+        yield f"{path} is one JSON array"
+    if [*forms] != [USUAL]:
+        yield from (f"{number} rows read as {form}" for form, number in forms.most_common())
+    if unread:
+        yield f"columns that are not read: {', '.join(unread)}"
+    if counts["skipped"]:
+        yield f"{counts['skipped']} bad rows skipped"
+    if counts["equal"]:
+        yield f"{counts['equal']} pairs dropped, both sides of which are equal in the first {config.max_length} tokens"
+    yield (
+        f"{len(train)} pairs to train on, {len(held_out)} held out; "
+        f"{counts['truncated']} truncated to {config.max_length} tokens, {counts['dropped']} dropped"
+    )
+    shared = np.isin(held_out.digests, train.digests).sum() if config.eval_data else 0
+    if shared:
+        yield f"{shared} held-out pairs have a prompt that is trained on, too"

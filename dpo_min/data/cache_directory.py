@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpo_min.data.rows import is_gzip
+from dpo_min.data.lines import is_gzip
 from dpo_min.system.files import ABANDONED, crc32, partial_name, partials, read_json, sync, write_atomically
 
 FILES = "rows.bin", "tokens.bin"
@@ -29,7 +29,7 @@ def cache_key(paths, settings, content):
     code = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
     code += [version("tiktoken"), unicodedata.unidata_version]
     what = [content, [*map(is_gzip, paths)], code, settings | {"tokenizer": settings["tokenizer"].fingerprint()}]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=vars).encode()).hexdigest()[:32]
 
 
 def build(place, paths, content, encode):

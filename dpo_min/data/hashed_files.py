@@ -13,7 +13,7 @@ import stat
 import time
 from contextlib import suppress
 
-from dpo_min.data.rows import unreadable
+from dpo_min.data.lines import unreadable
 from dpo_min.system.files import make_directory, read_json, write_atomically
 
 SETTLED = 2  # seconds after which a change of a file is sure to change its time stamp

@@ -1,6 +1,7 @@
 """Is the model better, and are the data sound? Scores, statistics, credit token by token, the linter, pictures."""
 
 READING_ORDER = (
+    "intervals",
     "statistics",
     "trained_with",
     "scoring",
@@ -9,6 +10,9 @@ READING_ORDER = (
     "display",
     "credit",
     "pictures",
+    "lint_lengths",
+    "lint_findings",
+    "lint_between",
     "lint_picture",
     "lint",
     "evaluate",

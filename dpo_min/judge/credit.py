@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dpo_min.data.batch import batch_token_logps, pack
-from dpo_min.data.rows import TokenizedPair, tokenize
+from dpo_min.data.tokenizing import TokenizedPair, encode_pair, truncate
 from dpo_min.judge.display import page, show
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.system.streams import as_json
@@ -88,17 +88,19 @@ class Judge:
     If the tokenizers or the numbers of positions of the two models differ, their answers are shown and not compared.
     """
 
-    def __init__(self, flags, models, tokenizers, device, dtype):
-        """`models` and `tokenizers` are those of "model" and "reference".
+    def __init__(self, flags, models, reading, device, dtype):
+        """Name → model, and name → (tokenizer, template), of "model" and "reference".
 
         Raises:
             ValueError: --credit, and the models cannot be compared; or the row leaves no room for an answer.
         """
-        self.flags, self.models, self.tokenizers, self.groups = flags, models, tokenizers, []
+        self.flags, self.models, self.groups = flags, models, []
+        (self.tokenizer, self.template), (theirs_reading, _) = (reading[name] for name in ("model", "reference"))
         self.autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
         self.settings = run_settings(flags.model)
-        (ours, reading), (theirs, theirs_reading) = ((models[n].config, tokenizers[n]) for n in ("model", "reference"))
-        self.comparable = ours.block_size == theirs.block_size and reading.fingerprint() == theirs_reading.fingerprint()
+        ours, theirs = (models[name].config for name in ("model", "reference"))
+        same = self.tokenizer.fingerprint() == theirs_reading.fingerprint()
+        self.comparable = ours.block_size == theirs.block_size and same
         if flags.credit and not self.comparable:
             raise ValueError("--credit: the tokenizers or the numbers of positions of --model and --reference differ")
         if flags.pair:
@@ -108,29 +110,30 @@ class Judge:
         """(the prompt's ids, (row, ids) of each answer) of --pair or --completion, cut and ended as in training."""
         flags, max_length = self.flags, min(self.settings["max_length"] or positions, positions)
         longest_prompt = self.settings["max_prompt_length"]
-        pairs, truncated, _ = tokenize([flags.pair], self.tokenizers["model"], max_length, longest_prompt)
-        if not pairs:
+        whole = encode_pair(flags.pair, self.tokenizer, self.template)
+        kept = truncate(*whole, max_length, longest_prompt)
+        if not kept:
             raise ValueError(f"--credit: the prompt leaves no room for an answer in {max_length} tokens")
-        if truncated:
+        if kept != whole:
             print(f"cut to {max_length} tokens, as in training", file=sys.stderr)
-        sides = {"chosen": pairs[0].chosen_ids, "rejected": pairs[0].rejected_ids}
-        if flags.completion is not None:
-            sides = {"completion": pairs[0].chosen_ids}
-        end, decode = self.tokenizers["model"].end_of_text, self.tokenizers["model"].decode
+        prompt, *sides = kept
 
         def row(name, ids):
-            text = {"prompt": flags.prompt, "model": name, "sample": 0, "completion": decode(ids)}
-            return text | {"ended": ids[-1] == end}
+            text = {"prompt": flags.prompt, "model": name, "sample": 0, "completion": self.tokenizer.decode(ids)}
+            return text | {"ended": ids[-1] == self.tokenizer.end_of_text}
 
-        return pairs[0].prompt_ids, [(row(name, ids), ids) for name, ids in sides.items()]
+        names = ["chosen", "rejected"] if flags.completion is None else ["completion"]
+        return prompt, [(row(name, ids), ids) for name, ids in zip(names, sides, strict=False)]
 
-    def show(self, prompt, drawn=None):
-        """Judge and print answers to a prompt, each as (row of --jsonl, ids); by default those that the flags gave."""
-        ids = self.prompt_ids if drawn is None else self.tokenizers["model"].encode(prompt)
-        drawn = self.given if drawn is None else drawn
+    def show(self, prompt, ids=None, drawn=None):
+        """Judge and print the answers to a prompt: its text, its ids, and (row of --jsonl, ids) of each answer.
+
+        Without any answers, those that were given.
+        """
+        ids, drawn = (self.prompt_ids, self.given) if drawn is None else (ids, drawn)
         answers = [Answer(row["model"], completion, row["sample"]) for row, completion in drawn]
         if self.comparable:
-            answers = self.judge(ids or [self.tokenizers["model"].end_of_text], answers)
+            answers = self.judge(ids, answers)
         self.groups.append((prompt, answers))
         if not self.flags.jsonl:
             print(f"\n{visible(prompt)}")
@@ -147,8 +150,7 @@ class Judge:
         models = self.models["model"], self.models["reference"]
         with self.autocast:
             rewards = token_rewards(*models, prompts, completions, self.flags.beta, self.settings["reduce"])
-        tokenizer = self.tokenizers["model"]
-        found = [spans(tokenizer, answer.ids, r.tolist()) for answer, r in zip(answers, rewards, strict=True)]
+        found = [spans(self.tokenizer, answer.ids, r.tolist()) for answer, r in zip(answers, rewards, strict=True)]
         return [replace(answer, spans=s) for answer, s in zip(answers, found, strict=True)]
 
     def close(self):

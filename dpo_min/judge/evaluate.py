@@ -18,8 +18,12 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 import dpo_min.system.packages
-from dpo_min.data.rows import load_preferences, split_digest, tokenize
+from dpo_min.data.chat_template import use_template
+from dpo_min.data.row_flags import RowFlags
+from dpo_min.data.rows import digest, load_preferences
+from dpo_min.data.templates import PLAIN
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import tokenize
 from dpo_min.judge.scorers import load_scorer
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.model.config_json import load_config
@@ -46,7 +50,7 @@ LABELS = {
 
 
 @dataclass
-class EvaluateFlags:
+class EvaluateFlags(RowFlags):
     """Every flag: its default, and when to change it."""
 
     model: Path = flag(MISSING, "model directory, such as a run's model/")
@@ -69,6 +73,7 @@ class EvaluateFlags:
 GROUPS = sections(
     EvaluateFlags,
     "model reference data scorer json",
+    ("how rows are read", "template"),
     ("what is measured", "skip_bad_rows"),
     ("memory and speed", "micro_batch_size"),
     ("what is measured", "seed"),
@@ -86,6 +91,9 @@ def prepare(argv):
         settings = run_settings(flags.model)
         flags.beta = flags.beta or settings["beta"]
         tokenizer, theirs = (load_tokenizer(directory) for directory in (flags.model, flags.reference))
+        template = use_template(tokenizer, flags.template, flags.system)
+        if template.close:  # answers of both are closed by the template's token
+            theirs.end_of_text = tokenizer.end_of_text
         if tokenizer.fingerprint() != theirs.fingerprint():
             raise ValueError(f"--reference {flags.reference}: its tokenizer is not that of --model")
         configs = [load_config(directory) for directory in (flags.model, flags.reference)]
@@ -95,11 +103,11 @@ def prepare(argv):
         if flags.png and (flags.png.suffix != ".png" or not flags.png.absolute().parent.is_dir()):
             raise ValueError(f"--png {flags.png}: expected a file NAME.png in a directory that exists")
         scorer = flags.scorer and load_scorer(flags.scorer)
-        preferences, _ = load_preferences(flags.data, flags.skip_bad_rows)
+        preferences, _ = load_preferences(flags.data, flags.skip_bad_rows, flags.columns, template)
         limits = min(settings["max_length"] or 512, positions), settings["max_prompt_length"]
         flags.max_new_tokens = min(flags.max_new_tokens, positions // 2)  # the rest is room for the prompt
         weights = configs[0].parameters()  # each token takes twice as many operations
-        pairs = choose(preferences, tokenizer, limits, flags.seed, flags.max_pairs, WORK / weights)
+        pairs = choose(preferences, tokenizer, limits, flags.seed, flags.max_pairs, WORK / weights, template)
         if flags.samples is None:
             cost = weights * sum(len(pair.prompt_ids) + flags.max_new_tokens for pair in pairs) / len(pairs)
             flags.samples = max(2, min(MOST_SAMPLES, int(WORK / 3 / cost)))
@@ -110,16 +118,17 @@ def prepare(argv):
         stop("stopped before anything was scored", code=130)
 
 
-def choose(preferences, tokenizer, limits, seed, max_pairs, tokens):
+def choose(preferences, tokenizer, limits, seed, max_pairs, tokens, template=PLAIN):
     """The first pairs in the order of the seed: `max_pairs` of them or, if that is None, as many as have `tokens`.
 
-    Where a row stands in its file does not matter. A row that truncation leaves without an answer is passed over.
+    Where a row stands in its file does not matter. A row that truncation leaves without an answer, or without a
+    difference, is passed over.
     """
     pairs = []
-    for preference in sorted(preferences, key=lambda p: split_digest(p, f"evaluate {seed}")):
+    for row in sorted(preferences, key=lambda p: digest(f"evaluate {seed}", p.prompt, p.chosen, p.rejected)):
         if len(pairs) >= max_pairs if max_pairs else tokens <= 0 and len(pairs) > 1:
             break
-        found = tokenize([preference], tokenizer, *limits)[0]
+        found = tokenize([row], tokenizer, *limits, template)[0]
         pairs += found
         tokens -= sum(pair.num_tokens for pair in found)
     if not pairs:

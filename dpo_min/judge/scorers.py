@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
-from dpo_min.data.rows import read_rows
+from dpo_min.data.lines import read_rows
 
 
 def load_scorer(name):

@@ -13,7 +13,7 @@ import sys
 import torch
 
 from dpo_min.data.batch import batch_logps, pack
-from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.decode.generate import generate
 from dpo_min.decode.sampling import log_probs
 from dpo_min.model.lora import reference as adapters_off

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from dpo_min.data.cache import read_pairs
+from dpo_min.data.chat_template import describe, use_template
 from dpo_min.data.tokenizer import Tokenizer
 from dpo_min.run.calendar import count_steps
 from dpo_min.run.directory import claim
@@ -30,13 +31,18 @@ def prepare(argv):
     try:
         flags, given = read_flags(argv, "Train a language model on preferences, by DPO.")
         tokenizer = resolve_lengths(flags)
+        template = use_template(tokenizer, flags.template, flags.system)
+        flags.template = "auto" if template.bare else template.name  # as config.json keeps them
+        flags.system = template.system or None
         if flags.resume:
             check_flags(flags, tokenizer)
         if flags.device not in ("auto", "cpu"):  # not after minutes of data; PyTorch is loaded for this one answer
             from dpo_min.system.devices import choose_device
 
             choose_device(flags.device, flags.dtype)
-        job = Job(flags, tokenizer, *read_pairs(flags, tokenizer))
+        if about := describe(template, tokenizer):
+            print(about)
+        job = Job(flags, tokenizer, *read_pairs(flags, tokenizer, template))
         if not job.held_out:
             refuse(given, ["eval_every", "max_kl"], "without held-out rows, and none fell to --eval-fraction")
         if not flags.init and flags.loss_type != "sft":

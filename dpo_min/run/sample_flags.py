@@ -1,10 +1,20 @@
 """The flags of sample.py, checked against each other before PyTorch is loaded."""
 
+import gzip
+import json
 import sys
+import zlib
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from dpo_min.data.rows import BadRow, Preference, parse_line, read_rows
+from dpo_min.data.chat_template import describe, use_template
+from dpo_min.data.forms import read_prompt
+from dpo_min.data.lines import check_kinds, decode, is_gzip, read_rows, unreadable
+from dpo_min.data.messages import ROLE_KEYS, BadRow
+from dpo_min.data.row_flags import NAMED, RowFlags
+from dpo_min.data.rows import Preference, parse_line
+from dpo_min.data.templates import as_text
+from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.system.flags import (
     COUNT,
@@ -27,13 +37,14 @@ from dpo_min.system.program import stop
 
 
 @dataclass
-class SampleFlags:
+class SampleFlags(RowFlags):
     """Every flag: its default, and when to change it."""
 
     model: Path = flag(MISSING, "model directory, such as a run's model/")
     reference: Path | None = flag(None, "a second model, whose answers are shown beside the first's")
     prompt: str | None = flag(None, "the text to continue; may be empty")
     prompts: Path | None = flag(None, "a file with one prompt a line; without it and --prompt: standard input")
+    one_prompt: bool = flag(False, "all of the file, or of standard input, is one prompt")
     num_samples: int = flag(1, "answers to each prompt", SIZE)
     temperature: float = flag(1.0, "below 1 bolder, above 1 more varied, 0 always the likeliest token", NOT_NEGATIVE)
     top_k: int | None = flag(None, "draw among the k likeliest tokens", COUNT)
@@ -59,7 +70,8 @@ class SampleFlags:
 
 GROUPS = sections(
     SampleFlags,
-    "model reference prompt prompts num_samples",
+    "model reference prompt prompts one_prompt num_samples",
+    ("how prompts are written", "template"),
     ("drawing", "temperature"),
     ("beams instead of drawing", "num_beams"),
     ("length", "min_new_tokens"),
@@ -72,17 +84,29 @@ EXAMPLE = 'python sample.py --model runs/demo/model --prompt "a review of"'
 
 
 def prepare(argv):
-    """(flags, prompts); a mistake ends the program with one line and exit code 2."""
+    """(flags, prompts, (tokenizer, template) by the model's name); a mistake ends the program with exit code 2.
+
+    A prompt is a text or the messages of a dialogue.
+    """
     try:
         flags, given = parse(SampleFlags, argv, "Ask a model: a prompt in, text out.", GROUPS, EXAMPLE)
         check_sampling(flags, given)
         check_credit(flags, given)
+        _ = flags.columns  # which checks them
         if flags.prompt is not None:
-            refuse(given, ["prompts"], "with --prompt")
+            refuse(given, ["prompts", "one_prompt", *NAMED], "with --prompt")
             if not is_text(flags.prompt):
                 raise ValueError("--prompt: not UTF-8 text")
-            return flags, [flags.prompt]
-        return flags, read_prompts(flags.prompts)
+        prompts = [flags.prompt] if flags.prompt is not None or flags.pair else read_prompts(flags)
+        reading = load_reading(flags)
+        tokenizer, template = reading["model"]
+        if flags.pair or flags.completion is not None:
+            flags.pair, prompts = read_pair(flags, template)
+        for prompt in prompts if not flags.pair else ():
+            template.ask(prompt)
+        if about := describe(template, tokenizer):
+            print(about, file=sys.stderr)
+        return flags, prompts, reading
     except ValueError as error:
         stop(error)
     except KeyboardInterrupt:
@@ -117,34 +141,90 @@ def check_sampling(flags, given):
             raise ValueError(f"--stop: expected UTF-8 text of at least one character, got {text!r}")
 
 
-def read_prompts(path):
-    """The lines of a file, or of standard input if `path` is None; ValueError where there is no text."""
-    try:
-        text = (path.read_bytes() if path else sys.stdin.buffer.read()).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        where = f"--prompts {path}" if path else "standard input"
-        raise ValueError(f"{where}: cannot be read as UTF-8 text: {error}") from error
-    if not text:
-        raise ValueError("no prompt: use --prompt TEXT, --prompts FILE, or standard input, one prompt a line")
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+def read_prompts(flags):
+    """The prompts of a file, or of standard input.
 
-
-def read_row(place):
-    """The `Preference` at FILE:LINE.
+    A line is a prompt, or JSON: a text, which may have several lines, a list of messages, or a row that has a prompt.
+    Where the file's name says JSON, every line has to be, or all of them are one array of these. With --one-prompt
+    everything is one prompt, as text.
 
     Raises:
-        ValueError: it names no line of a file, or that line is not a preference.
+        ValueError: there is no text, or it cannot be read.
     """
-    path, _, line = place.rpartition(":")
+    path, where = flags.prompts, f"--prompts {flags.prompts}" if flags.prompts else "standard input"
+    check_kinds([path] if path else [])
+    try:
+        if path:
+            with gzip.open(path) if is_gzip(path) else open(path, "rb") as file:
+                content = file.read()
+        else:
+            content = sys.stdin.buffer.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(where, error) from error
+    text = decode(content, where).replace("\r\n", "\n").removesuffix("\n")
+    if not content:
+        raise ValueError("no prompt: use --prompt TEXT, --prompts FILE, or standard input, one prompt a line")
+    if flags.one_prompt:
+        return [text]
+    strict = path and path.name.removesuffix(".gz").endswith((".jsonl", ".json"))
+    try:
+        whole = json.loads(text) if strict else None
+    except (ValueError, RecursionError):
+        whole = None
+    if isinstance(whole, list) and not any(isinstance(part, dict) and ROLE_KEYS & part.keys() for part in whole):
+        return [read_prompt(part, flags.columns) for part in whole]
+    lines = [text] if whole is not None else text.split("\n")
+    lines = [(number, line) for number, line in enumerate(lines, 1) if line.strip() or not strict]
+    return [as_prompt(line, f"{path or where}:{number}", flags.columns, strict) for number, line in lines]
+
+
+def as_prompt(line, where, columns, strict):
+    """The prompt in a line of JSON; a line that holds none is a prompt itself, unless that is not allowed."""
+    if not strict and not line.startswith(('"', "[{", "{")):
+        return line
+    try:
+        return read_prompt(json.loads(line), columns)
+    except (ValueError, RecursionError) as error:
+        if not strict:
+            return line
+        raise ValueError(f"{where}: {error}") from error
+
+
+def load_reading(flags):
+    """Name → (tokenizer, template) of each model; a reference that reads as the model does is asked as it is."""
+    tokenizer = load_tokenizer(flags.model)
+    template = use_template(tokenizer, flags.template, flags.system)
+    reading = {"model": (tokenizer, template)}
+    if flags.reference:
+        theirs = load_tokenizer(flags.reference)
+        own_end, theirs.end_of_text = theirs.end_of_text, theirs.control.get(template.close, theirs.end_of_text)
+        if theirs.fingerprint() != tokenizer.fingerprint():
+            theirs.end_of_text = own_end
+            template = use_template(theirs, flags.template, flags.system)
+        reading["reference"] = theirs, template
+    return reading
+
+
+def read_pair(flags, template):
+    """(the `Preference` of --pair, or of --prompt with --completion on both sides, [its prompt as text]).
+
+    Raises:
+        ValueError: --pair names no line of a file, or that line is not a preference.
+    """
+    if flags.completion is not None:
+        return Preference(*template.sides(flags.prompt, flags.completion, flags.completion)), [flags.prompt]
+    path, _, line = flags.pair.rpartition(":")
     if not path or not line.isdecimal():
-        raise ValueError(f"--pair: expected FILE:LINE, got {place!r}")
-    row = next((row for number, row, _ in read_rows(path) if number == int(line)), None)
+        raise ValueError(f"--pair: expected FILE:LINE, got {flags.pair!r}")
+    row = next((row for number, row, _ in read_rows(path) if str(number) == line.lstrip("0")), None)
     if row is None:
         raise ValueError(f"--pair: {path} has no row in line {line}")
     try:
-        return Preference(*parse_line(int(line), row), place)
+        pair = parse_line(row, flags.pair, flags.columns, template)
     except BadRow as error:
-        raise ValueError(f"--pair: {place}: {error}") from error
+        raise ValueError(f"--pair: {flags.pair}: {error}") from error
+    flags.prompt = as_text(template.write_prompt(pair.prompt))
+    return pair, [flags.prompt]
 
 
 def check_credit(flags, given):
@@ -158,18 +238,27 @@ def check_credit(flags, given):
     if not flags.credit:
         refuse(given, ["completion", "pair", "html"], "without --credit")
     if flags.pair:
-        refuse(given, ["prompt", "prompts", "completion"], "with --pair, which has its own")
-        flags.pair = read_row(flags.pair)
-        flags.prompt = flags.pair.prompt
+        refuse(given, ["prompt", "prompts", "completion", "one_prompt"], "with --pair, which has its own")
     elif flags.completion is not None:
         if flags.prompt is None or not flags.completion:
             raise ValueError("--completion needs --prompt TEXT, and a text of its own")
         if not is_text(flags.completion):
             raise ValueError("--completion: not UTF-8 text")
-        flags.pair = Preference(flags.prompt, flags.completion, flags.completion)
-    if flags.pair:
-        shown = {"model", "reference", "prompt", "prompts", "completion", "pair", "credit", "html", "beta"}
-        refuse(given, sorted(given - shown - {"device", "dtype", "jsonl"}), "where nothing is drawn")
+    if flags.pair or flags.completion is not None:
+        shown = {
+            "model",
+            "reference",
+            "prompt",
+            "prompts",
+            "completion",
+            "pair",
+            "credit",
+            "html",
+            "beta",
+            "one_prompt",
+        }
+        shown |= {"device", "dtype", "jsonl", "template", "system", *NAMED}
+        refuse(given, sorted(given - shown), "where nothing is drawn")
     if flags.html and (flags.html.is_dir() or not flags.html.absolute().parent.is_dir()):
         raise ValueError(f"--html {flags.html}: not a file in a directory that exists")
     if flags.reference and flags.beta is None:

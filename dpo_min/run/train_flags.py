@@ -3,6 +3,8 @@
 from dataclasses import MISSING, dataclass, make_dataclass, replace
 from pathlib import Path
 
+from dpo_min.data.lines import check_kinds
+from dpo_min.data.row_flags import RowFlags
 from dpo_min.run.directory import check_out
 from dpo_min.run.loss_flags import LOSS, PARAMETERS, ROWS, SMOOTHED, loss_weights, parameter_flags
 from dpo_min.system.flags import (
@@ -31,7 +33,7 @@ LORA_RATE = 10  # times the learning rate of all weights (Schulman et al., 2025,
 
 
 @dataclass
-class TrainFlags:
+class TrainFlags(RowFlags):
     """Every flag: its default, and when to change it."""
 
     data: list[str] = flag(MISSING, "preferences, .jsonl or .jsonl.gz")
@@ -120,7 +122,7 @@ TrainFlags = make_dataclass("TrainFlags", parameter_flags(), bases=(TrainFlags,)
 GROUPS = sections(
     TrainFlags,
     "data init out loss_type beta",
-    ("data", "eval_data"),
+    ("data", "template"),
     ("model", "init"),
     ("objective", "loss_type"),
     ("optimiser", "epochs"),
@@ -158,6 +160,7 @@ WITHOUT_EFFECT = (
         (lacks(losses), f"loss_{name}", f"except with --loss-type {', '.join(losses)}")
         for name, losses in PARAMETERS.items()
     ),
+    (lambda c: c.template == "none", "system", "with --template none, which has no turns"),
     (lambda c: not c.reference_refresh, "reference_alpha", "without --reference-refresh"),
     (lambda c: c.loss_type == "sft", "sft_steps sft_data", "with --loss-type sft, which is that fit itself"),
     (lacks(SMOOTHED), "label_smoothing", f"except with --loss-type {', '.join(SMOOTHED)}"),
@@ -198,6 +201,8 @@ def read_flags(argv, about):
         flags.lora_alpha = flags.lora_alpha or 2.0 * flags.lora
     if flags.lora_targets:
         flags.lora_targets = sorted({name for names in flags.lora_targets for name in names.split(",")})
+    _ = flags.columns  # which checks them
+    check_kinds([*flags.data, *flags.eval_data, *flags.sft_data])
     flags.out = flags.out or Path("runs") / (Path(flags.data[0]).name.lstrip(".").split(".")[0] or "run")
     if flags.out.name.lower() == flags.cache.name:
         raise ValueError(f"--out {flags.out}: cache/ is what the runs beside it share and may be deleted; name another")

@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dpo_min.data.batch import SHARE, WINDOW, ahead, batch_logps, batches, pack
-from dpo_min.data.rows import TokenizedPair, load_preferences, tokenize
+from dpo_min.data.rows import load_preferences
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import TokenizedPair, tokenize
 from dpo_min.exact import rectangle
 from dpo_min.logprob import sequence_logprobs
 

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from dpo_min.data import blocks, cache, cache_directory
 from dpo_min.data.cache import Pairs, prepare_pairs
 from dpo_min.data.hashed_files import data_hash
-from dpo_min.data.rows import Preference, load_preferences, split_preferences, tokenize
+from dpo_min.data.messages import is_dialogue
+from dpo_min.data.rows import Preference, load_preferences, split_preferences
 from dpo_min.data.tokenizer import Tokenizer, load_tokenizer
+from dpo_min.data.tokenizing import tokenize
 from dpo_min.run import job
 from dpo_min.run.train_flags import read_flags
 from dpo_min.system.files import Lock, sha256
@@ -53,8 +55,11 @@ def prepare(paths, directory, tokenizer=BYTES, length=12, prompt_length=4, skip=
 def plainly(paths, tokenizer=BYTES, length=12, prompt_length=4, skip=False):
     """What `prepare` should give, by the plain functions."""
     preferences, skipped = load_preferences(paths, skip)
-    pairs, truncated, dropped = tokenize(preferences, tokenizer, length, prompt_length)
-    return pairs, {"skipped": skipped, "truncated": truncated, "dropped": dropped}
+    pairs, counts = tokenize(preferences, tokenizer, length, prompt_length)
+    counts.update(skipped=skipped, plain=sum(not is_dialogue(p.prompt) for p in preferences), offset=0)
+    counts.update(f"form: {p.form}" for p in preferences)
+    counts.update(f"unread: {name}" for p in preferences for name in p.unread)
+    return pairs, dict(counts)
 
 
 def outcome(function, *args, **kwargs):
@@ -63,7 +68,7 @@ def outcome(function, *args, **kwargs):
         pairs, counts = function(*args, **kwargs)
     except ValueError as error:
         return str(error)
-    return list(pairs), counts
+    return list(pairs), dict(counts)
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +361,7 @@ def test_the_command_keeps_large_data_beside_the_run_and_small_data_nowhere(tmp_
     small = [list(part) for part in job.prepare(argv)[2:]]
     shown = capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
-    monkeypatch.setattr(cache, "prepare_pairs", lambda *args: prepare_pairs(*args, small=0))
+    monkeypatch.setattr(cache, "prepare_pairs", lambda *args, **more: prepare_pairs(*args, small=0, **more))
     large = [list(part) for part in job.prepare(argv)[2:]]
     assert large == small
     assert capsys.readouterr().out == shown
@@ -396,7 +401,7 @@ def test_of_several_processes_that_need_one_cache_one_makes_it(tmp_path, monkeyp
 def test_of_large_data_only_as_much_is_held_out_as_tells_how_the_run_goes(tmp_path, monkeypatch, pairs, share):
     """Kills: a twentieth of a million pairs, whose evaluation takes longer than the steps between two of them."""
     path = tmp_path / "a.jsonl"
-    rows = [{"prompt": "x", "chosen": str(i), "rejected": "y"} for i in range(pairs)]
+    rows = [{"prompt": str(i), "chosen": "x", "rejected": "y"} for i in range(pairs)]
     path.write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setattr(cache, "HELD_OUT", 10)
     argv = ["--data", str(path), "--out", str(tmp_path / "run")]
@@ -407,5 +412,5 @@ def test_of_large_data_only_as_much_is_held_out_as_tells_how_the_run_goes(tmp_pa
 
 def test_a_preference_of_a_row_number_keeps_it():
     """The workers use `source` for the line's number; the plain functions must not look into it."""
-    (pair,), _, _ = tokenize([Preference("x", "y", "z", source=7)], BYTES, 12)
+    (pair,), _ = tokenize([Preference("x", "y", "z", source=7)], BYTES, 12)
     assert pair.source == 7

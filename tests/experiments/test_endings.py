@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from dpo_min.data.batch import batch_logps, pack
-from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.losses import LOSSES, Mixture
 from dpo_min.objective import kl_divergence, objective
 from dpo_min.ratio_losses import plackett_luce

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_min.data.batch import batch_logps, pack
-from dpo_min.data.rows import Preference, TokenizedPair, tokenize
+from dpo_min.data.rows import Preference
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import TokenizedPair, tokenize
 from dpo_min.judge import evaluate, measure, scorers
 from dpo_min.metrics import preference_metrics
 from dpo_min.model.gpt import GPT, GPTConfig

@@ -14,9 +14,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpo_min.data.rows import BadRow, Preference, parse_row, tokenize
-from dpo_min.data.tokenizer import load_tokenizer
-from dpo_min.judge import lint
+from dpo_min.data.messages import BadRow
+from dpo_min.data.rows import load_preferences, parse_row
+from dpo_min.data.templates import PLAIN, TEMPLATES
+from dpo_min.data.tokenizer import Tokenizer, load_tokenizer
+from dpo_min.data.tokenizing import encode_pair, tokenize
+from dpo_min.judge import lint, lint_between
+from dpo_min.judge.lint_findings import check_texts
+from dpo_min.judge.lint_lengths import Lengths
 
 ROOT = Path(lint.__file__).parents[2]
 BYTES = load_tokenizer("bytes")
@@ -120,9 +125,8 @@ def test_truncation_is_counted_as_training_counts_it(tmp_path_factory, texts, le
         [{"prompt": p, "chosen": "c" + c, "rejected": "r" + r} for p, c, r in texts],
     )
     report = check(path, "--max-length", length)
-    rows = [lint.parse_line(n, line) for n, line, _ in lint.read_rows(path)]
-    _, truncated, dropped = tokenize([Preference(*row) for row in rows], BYTES, length)
-    assert (report.counts["truncated"], report.counts["dropped"]) == (truncated, dropped)
+    _, counts = tokenize(load_preferences([path])[0], BYTES, length)
+    assert {code: report.counts[code] for code in counts} == counts
 
 
 @given(st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), min_size=1, max_size=30))
@@ -130,7 +134,7 @@ def test_truncation_is_counted_as_training_counts_it(tmp_path_factory, texts, le
 @example([(400, 1)] * 30)
 def test_what_length_explains_is_the_least_loss_over_a_grid_of_judges(sizes):
     """Kills: the exponent's sign; a search that stops early; a share above one or below zero."""
-    lengths = lint.Lengths()
+    lengths = Lengths()
     for chosen, rejected in sizes:
         lengths.add(prompt=1, chosen=chosen, rejected=rejected)
     share, exponent = lengths.explained()
@@ -144,9 +148,116 @@ def test_what_length_explains_is_the_least_loss_over_a_grid_of_judges(sizes):
     assert all(loss(exponent) <= loss(a / 4) + 1e-9 for a in range(-200, 201))
 
 
+MESSAGES = {
+    "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "what is the tallest tree?"}],
+    "chosen": [{"role": "assistant", "content": "A redwood."}],
+    "rejected": [{"role": "assistant", "content": "No idea."}],
+}
+
+
+def test_each_form_is_counted_and_each_column_that_is_not_read_is_named(tmp_path):
+    """Kills: a form left out, a column named once a row, columns of rows that are refused."""
+    rows = [
+        CLEAN | {"id": 1, "score": 2.0},
+        CLEAN | {"id": 2, "chosen": " An oak."},
+        MESSAGES,
+        CLEAN | {"context": "a b"},
+    ]
+    report = check(write(tmp_path / "a.jsonl", rows))
+    assert report.forms == {"prompt + chosen + rejected (text)": 2, "prompt + chosen + rejected (messages)": 1}
+    assert report.unread == {"id": 2, "score": 1}
+    assert report.reasons == {"column": 1}
+    shown = lint.as_text(report, lint.parse(lint.LintFlags, [str(tmp_path / "a.jsonl")], "")[0])
+    assert "2 rows read as prompt + chosen + rejected (text)" in shown and "not read: id, score" in shown
+    assert lint.as_json(report)["unread_columns"] == {"id": 2, "score": 1}
+
+
+@pytest.mark.parametrize(("change", "code"), [
+    ({}, None),
+    ({"rejected": [{"role": "assistant", "content": "a  REDWOOD."}]}, "near-identical"),
+    ({"chosen": [{"role": "assistant", "content": "what is the tallest tree? A redwood."}]}, "prompt-repeated"),
+    ({"chosen": [{"role": "assistant", "content": "Yes.<|im_end|>"}]}, "template"),
+    ({"chosen": [{"role": "assistant", "content": " "}]}, "empty"),
+    ({"prompt": [{"role": "system", "content": "Be brief."}]}, "empty-prompt"),
+])  # fmt: skip
+def test_messages_are_looked_at_as_texts_are(tmp_path, change, code):
+    """Kills: findings in a template's own markers, a system text taken for what was asked."""
+    assert dict(check(write(tmp_path / "a.jsonl", [MESSAGES | change])).counts) == ({code: 1} if code else {})
+
+
+def test_pairs_are_equal_and_long_as_training_has_them_in_its_template(tmp_path):
+    """Kills: lengths without the template's tokens; a pair that the limits make equal called truncated."""
+    control = {"<|endoftext|>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
+    tokenizer = Tokenizer({bytes([b]): b for b in range(256)}, 256, control=control)
+    same = CLEAN | {"prompt": "q", "chosen": "x" * 30 + "y", "rejected": "x" * 30 + "z"}
+    path = write(tmp_path / "a.jsonl", [same, MESSAGES])
+    flags, _ = lint.parse(lint.LintFlags, [str(path), "--max-length", "45"], "")
+    for template in (TEMPLATES["chatml"], PLAIN):
+        report = lint.check_files(flags, tokenizer, template)
+        _, counts = tokenize(load_preferences([path], template=template)[0], tokenizer, 45, template=template)
+        assert {code: report.counts[code] for code in counts} == counts
+        whole = [encode_pair(row, tokenizer, template) for row in load_preferences([path], template=template)[0]]
+        assert report.lengths.tokens["prompt"] == [sum(len(p) for p, _, _ in whole), max(len(p) for p, _, _ in whole)]
+    assert report.counts["equal"] == 0 and lint.check_files(flags, tokenizer, TEMPLATES["chatml"]).counts["equal"] == 1
+    assert check(path, "--max-length", 20).counts["equal"] == 1
+
+
+LONG = [
+    "\n",
+    " ",
+    "\n ",
+    "\nHuman",
+    "\n\nHuman:",
+    "<|",
+    "{%",
+    "{{",
+    "#",
+    "a",
+    "\u00e2\u20ac",
+    "<|a",
+    "\t\n",
+    "[",
+    "Human: ",
+]
+
+
+@pytest.mark.parametrize("part", LONG)
+def test_a_row_of_megabytes_is_looked_at_in_one_pass(tmp_path, part):
+    """Kills: a pattern that takes the rest of a run from each of its places. A million characters: 10^12 steps, so
+    that the only thing to be counted is whether it ends."""
+    text = part * (2**20 // len(part))
+    report = lint.Report()
+    check_texts(report, "here", text[: 2**18], text, {"chosen": text + "x", "rejected": text})
+    assert report.counts["prompt-repeated"] <= 1
+    rows = [CLEAN | {"chosen": text + "x", "rejected": text + "y"}]
+    assert check(write(tmp_path / "a.jsonl", rows), "--max-length", 10**7).usable == 1
+
+
+def test_many_equal_rows_are_compared_in_as_many_steps(tmp_path):
+    """Kills: each of n equal rows compared with all those before it. Counted in lines of Python."""
+    steps = []
+    for n in (300, 600):
+        path = write(tmp_path / f"{n}.jsonl", [CLEAN] * n)
+        flags, _ = lint.parse(lint.LintFlags, [str(path), "--against", str(path)], "")
+        steps.append(0)
+
+        def count(frame, event, argument):
+            steps[-1] += 1
+            return count
+
+        before = sys.gettrace()
+        sys.settrace(count)
+        try:
+            report = lint.check_files(flags, BYTES)
+        finally:
+            sys.settrace(before)
+        assert report.counts["duplicate"] == n - 1 and report.counts["leaked"] == n
+    assert steps[1] < 2.2 * steps[0]
+
+
 def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch):
     """Kills: keys or rows kept in a set. Few records wait, so that what is kept would show."""
-    monkeypatch.setattr(lint, "BUFFERED", 8)
+    monkeypatch.setattr(lint_between, "BUFFERED", 8)
     peaks = []
     for n in (500, 2000):
         path = tmp_path / f"{n}.jsonl"

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dpo_min.data.batch import batch_logps, pack
-from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.decode.generate import generate
 from dpo_min.exact import enumerate_completions
 from dpo_min.judge.scoring import draw_answers, groups, kl_estimates, log_ratios, pair_logps

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from dpo_min.data.batch import pack
-from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.exact import enumerate_completions, exact_log_policy
 from dpo_min.losses import LOSSES
 from dpo_min.objective import expectation, kl_divergence, log_partition, objective, optimal_policy

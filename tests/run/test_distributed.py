@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import train
-from dpo_min.data.rows import TokenizedPair
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.llama import LlamaConfig
 from dpo_min.model.weights import MODELS, load_model

@@ -37,6 +37,10 @@ def place(tmp_path_factory):
     for name, n in (("data", 12), ("other", 9)):
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(n, name)))
     (place / "bad.jsonl").write_text((place / "data.jsonl").read_text() + "not json\n")
+    for name, renamed in (("title", "prompt"), ("good", "chosen"), ("worse", "rejected"), ("context", "")):
+        named = [{name if k == renamed else k: v for k, v in row.items()} for row in rows(12, "data")]
+        named = named if renamed else [row | {"context": "a story"} for row in named]
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
     tokenizer = load_tokenizer("bytes")
     for seed, name in enumerate(("init", "reference")):
         model = GPT(GPTConfig(257, 32, 1, 2, 8), torch.Generator().manual_seed(seed))
@@ -59,6 +63,12 @@ def values(place, loss_type):
         "eval_fraction": (0.6, {}),
         "sft_data": (place / "other.jsonl", {}),
         "skip_bad_rows": (True, {"data": place / "bad.jsonl"}),
+        "template": ("hh", {}),
+        "system": ("Be kind.", {"template": "hh"}),
+        "prompt_column": ("title", {"data": place / "title.jsonl"}),
+        "chosen_column": ("good", {"data": place / "good.jsonl"}),
+        "rejected_column": ("worse", {"data": place / "worse.jsonl"}),
+        "ignore_columns": ("context", {"data": place / "context.jsonl"}),
         "init": (place / "reference", {}),
         "adapter": (place / "adapter", {}),
         "reference": (place / "reference", {}),

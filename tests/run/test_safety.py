@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torture
 
 import train
-from dpo_min.data.rows import TokenizedPair, read_rows
+from dpo_min.data.lines import read_rows
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.weights import load_model
 from dpo_min.run import directory, session
@@ -335,11 +336,11 @@ def test_what_is_read_is_bounded(tmp_path, monkeypatch):
         file.write(b"{" + b" " * 10 + b"}")
     with pytest.raises(ValueError, match="larger than 10 bytes"):
         read_json(tmp_path / "long.json")
-    monkeypatch.setattr("dpo_min.data.rows.MAX_ROW", 100)
+    monkeypatch.setattr("dpo_min.data.lines.MAX_ROW", 100)
     (tmp_path / "rows.jsonl").write_bytes(b"\n" + b"x" * 101)
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: a row of more than 100 bytes"):
         list(read_rows(tmp_path / "rows.jsonl"))
-    monkeypatch.setattr("dpo_min.data.rows.EXPANSION_FREE", 1000)
+    monkeypatch.setattr("dpo_min.data.lines.EXPANSION_FREE", 1000)
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b"{}\n" * 10**5))
     with pytest.raises(ValueError, match=r"rows\.jsonl\.gz:\d+: expands to more than 100 times its size"):
         list(read_rows(tmp_path / "rows.jsonl.gz"))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import train
 from dpo_min.data.batch import batch_logps, pack
-from dpo_min.data.rows import TokenizedPair
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.weights import load_model, model_fingerprint
 from dpo_min.run import session, stored_reference
