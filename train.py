@@ -57,10 +57,7 @@ class Stage:
     """One fit of a policy. DPO is a stage, and so is the supervised fit (SFT) before it, which compares nothing."""
 
     def __init__(self, flags, policy, reference, directory):
-        """The reference is None where the loss has none, or the policy, asked with its adapters off.
-
-        Metrics and checkpoints go to `directory`.
-        """
+        """The reference: None where the loss has none; maybe the policy, asked with its adapters off."""
         self.flags, self.policy, self.reference, self.directory = flags, policy, reference, directory
         self.sft, self.criterion, self.stored, self.kl = flags.loss_type == "sft", Criterion(flags), None, None
         self.taken, self.overflows = 0, 0  # steps so far, and those of them that float16's scaler skipped
