@@ -110,7 +110,7 @@ SIZES |= {"num_hidden_layers": 2, "num_attention_heads": 2}
     [
         ("llama", {}, {"n_kv_head": 2, "head_size": 6, "norm_epsilon": 1e-6, "rope_theta": 10_000.0, "tied": False}),
         ("llama", {"num_key_value_heads": None, "head_dim": None, "rms_norm_eps": None}, {"n_kv_head": 2}),
-        ("mistral", {"sliding_window": None, "num_attention_heads": 8, "head_dim": 4}, {"n_kv_head": 8}),
+        ("mistral", {"sliding_window": None, "num_attention_heads": 16, "head_dim": 4}, {"n_kv_head": 8}),
         ("mistral", {"sliding_window": None, "num_key_value_heads": None}, {"n_kv_head": 2}),
         ("qwen2", {"num_attention_heads": 32, "head_dim": 2}, {"n_kv_head": 32}),
         ("qwen3", {"num_key_value_heads": 1}, {"head_size": 128, "n_kv_head": 1}),

@@ -1,6 +1,7 @@
 """Llama against itself written out, rotary positions as a law, and its configuration."""
 
 import cmath
+import copy
 import math
 
 import pytest
@@ -151,6 +152,16 @@ def test_a_text_may_begin_at_any_position(tiny_llama, row, start):
     tokens = torch.tensor([row])
     moved = tiny_llama(tokens, start + torch.arange(len(row)))
     torch.testing.assert_close(moved, tiny_llama(tokens), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_far_positions_are_exact_in_every_dtype(tiny_llama, dtype):
+    """In bfloat16 position 4,001 is 4,000. Kills: angles in the dtype of the states."""
+    model, tokens = copy.deepcopy(tiny_llama).to(dtype), torch.tensor([[0, 1, 2, 3, 4, 0]])
+    far = model(tokens, 4001 + torch.arange(6))
+    assert far.dtype == dtype
+    atol = {torch.float32: 5e-3, torch.bfloat16: 0.15}[dtype]
+    torch.testing.assert_close(far.double(), tiny_llama(tokens), rtol=0, atol=atol)
 
 
 @given(st.floats(10, 1e6), st.integers(1, 64), scalings.filter(bool))
