@@ -19,15 +19,14 @@ from itertools import chain, islice
 import torch
 
 from dpo_min.data.batch import ahead, batches, pack
-from dpo_min.losses import sft_loss
 from dpo_min.metrics import preference_metrics
 from dpo_min.model import lora
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.preference import log_ratios
 from dpo_min.run import distributed
+from dpo_min.run.answers import criterion_of
 from dpo_min.run.calendar import Calendar, count_steps
 from dpo_min.run.checkpoint import load_checkpoint, save_checkpoint
-from dpo_min.run.criterion import Criterion
 from dpo_min.run.finite import check_losses, check_step, named_step
 from dpo_min.run.interrupt import Interrupt
 from dpo_min.run.log import Log, Totals
@@ -55,7 +54,7 @@ class Stage:
     def __init__(self, flags, policy, reference, directory):
         """The reference is None where the loss has none; of LoRA it is the policy, asked with its adapters off."""
         self.flags, self.policy, self.reference, self.directory = flags, policy, reference, directory
-        self.sft, self.criterion, self.stored, self.kl = flags.loss_type == "sft", Criterion(flags), None, None
+        self.sft, self.criterion, self.stored, self.kl = flags.loss_type == "sft", criterion_of(flags), None, None
         self.taken, self.overflows = 0, 0  # steps so far, and those of them that float16's scaler skipped
         self.device, dtype = choose_device(flags.device, flags.dtype)
         self.autocast = torch.autocast(self.device, dtype, enabled=dtype != torch.float32)
@@ -100,9 +99,8 @@ class Stage:
         `denominator` counts the pairs of the whole step (for sft its scored tokens), so that the shares
         of micro-batches of any sizes add up to the loss of the full batch.
         """
-        if self.sft:
-            logps = self.logps(batch)  # (B,)
-            return sft_loss(logps, denominator), {"logps/chosen": logps.detach()}
+        if self.criterion.loss:  # of sft, ranked lists, single thumbs
+            return self.criterion.loss(self, pairs, batch, denominator)
         policy_logps = self.logps(batch, self.criterion.reduce).chunk(2)  # chosen and rejected, (B,) each
         reference_logps = self.reference_logps(pairs, batch, policy_logps[0])
         a, b = log_ratios(*policy_logps, *reference_logps)  # (B,) each; a − b is the margin h
@@ -133,6 +131,7 @@ class Stage:
         """One optimiser step; returns the gradient's norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         denominator, losses = self.denominator(pairs, totals), []
+        self.criterion.prepare(self, pairs)
         for micro, batch, weight, last in packed:
             with distributed.sync(self.logps, last):
                 loss, sources = self.share(micro, batch, weight, denominator, totals)
@@ -151,6 +150,7 @@ class Stage:
         """Write the metrics of the held-out pairs; returns their loss."""
         totals = Totals()
         denominator = self.denominator(held_out, totals)
+        self.criterion.prepare(self, held_out)
         with torch.no_grad():
             check_losses([self.share(*micro, denominator, totals) for *micro, _ in self.packed(held_out)])
             with self.autocast:
@@ -224,7 +224,8 @@ def preference_fit(job, policy, reference):
     stage = Stage(flags, policy, reference, flags.out)
     if flags.max_kl:
         stage.kl = functools.partial(sampled_kl, policy, reference, held_out, job.tokenizer, flags.seed)
-    if reference and not flags.reference_refresh:
+    stage.criterion.know(job.pairs)
+    if reference and not flags.reference_refresh and not stage.criterion.loss:
         del reference  # the stage frees it once its log-probabilities are stored
         stage.store_reference(job.pairs, held_out, flags.cache)
     save = functools.partial(save_outcome, policy, job.tokenizer, flags)

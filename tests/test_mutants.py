@@ -362,15 +362,20 @@ MUTANTS = {
     # What is scored
     "end-of-text unscored": (
         "data/batch",
-        "targets[side].extend(ids)",
-        "targets[side].extend(ids[:-1] or ids)",
+        "targets[k].extend(ids)",
+        "targets[k].extend(ids[:-1] or ids)",
         PACKED,
     ),
-    "the first token unscored": ("data/batch", "(x - 1, *range(first,", "(x, *range(first,", PACKED),
+    "the first token unscored": (
+        "data/batch",
+        "(x - 1, *range(first, end - 1))",
+        "(x, *range(first, end - 1))",
+        PACKED,
+    ),
     "predicted by the token itself": (
         "data/batch",
-        "(x - 1, *range(first, first",
-        "(first, *range(first + 1, first",
+        "(x - 1, *range(first, end - 1))",
+        "(first, *range(first + 1, end))",
         PACKED,
     ),
     "the rejected answer predicted by the chosen one": (
@@ -381,14 +386,14 @@ MUTANTS = {
     ),
     "the answers see each other": ("data/batch", "(query == key) | (key == PROMPT)", "(query >= key)", PACKED),
     "the prompt unseen": ("data/batch", "(query == key) | (key == PROMPT)", "(query == key)", PACKED),
-    "positions that run on": ("data/batch", "torch.arange(x, x + end - c)", "torch.arange(c, end)", PACKED),
+    "positions that run on": ("data/batch", "torch.arange(x, x + len(ids))", "torch.arange(first, end)", PACKED),
     "the mean over all tokens of the batch": (
         "data/batch",
         "total / lengths",
         "total / lengths.sum()",
         PACKED,
     ),
-    "rejected first": ("data/batch", "for a, b in (predictors", "for b, a in (predictors", PACKED),
+    "rejected first": ("data/batch", "chain.from_iterable(part)", "chain.from_iterable(part[::-1])", PACKED),
     "the last pairs of an epoch dropped": (
         "data/batch",
         "for step in [*steps, sorted(",

@@ -1,6 +1,7 @@
 """Every loss of both log-ratios: its value and its slopes, against the papers, autograd, differences and float64."""
 
 import dataclasses
+import itertools
 import math
 import re
 
@@ -13,7 +14,16 @@ from torch.testing import assert_close
 from dpo_min.losses import LOSSES, SFT, Mixture, wpo_weights
 from dpo_min.margin_losses import MARGIN_LOSSES
 from dpo_min.preference import log_ratios, margin
-from dpo_min.ratio_losses import RATIO_LOSSES, alpha_transform, log_odds
+from dpo_min.ratio_losses import (
+    RATIO_LOSSES,
+    alpha_transform,
+    kto,
+    kto_shift,
+    kto_slope,
+    log_odds,
+    plackett_luce,
+    plackett_luce_slopes,
+)
 
 NAMES = pytest.mark.parametrize("name", RATIO_LOSSES)
 SIDE = st.floats(-20, 20)
@@ -462,3 +472,106 @@ def test_the_margin_is_the_difference_of_the_two_log_ratios_to_the_bit(rows):
     a, b = log_ratios(*logps)
     assert torch.equal(a, logps[0] - logps[2]) and torch.equal(b, logps[1] - logps[3])
     assert torch.equal(margin(*logps), a - b)
+
+
+# Ranked lists
+
+LISTS = st.lists(st.lists(st.floats(-30, 30), min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+def padded(lists, junk=0.0):
+    """Ratios (B, K) and where there is an answer, (B, K)."""
+    width = max(map(len, lists))
+    rows = [[*some, *[junk] * (width - len(some))] for some in lists]
+    present = [[k < len(some) for k in range(width)] for some in lists]
+    return torch.tensor(rows, dtype=torch.float64), torch.tensor(present)
+
+
+@given(lists=LISTS, beta=BETA)
+@example(lists=[[1.0, -2.0, 0.5], [3.0, 4.0]], beta=0.1)
+def test_a_ranked_list_is_chosen_answer_by_answer(lists, beta):
+    """Kills: a rank left out, a better answer in a worse one's denominator, padding that is counted."""
+    expected = []
+    for some in lists:
+        x = [beta * a for a in some]
+        most = max(x)
+        ranks = [most + math.log(sum(math.exp(y - most) for y in x[k:])) - x[k] for k in range(len(x))]
+        expected.append(sum(ranks))
+    for junk in (0.0, 1e4, -1e4):
+        found = plackett_luce(*reversed_arguments(padded(lists, junk), beta))
+        assert_close(found, tensor(*expected), rtol=1e-9, atol=1e-9)
+
+
+def reversed_arguments(ratios_and_present, beta):
+    return ratios_and_present[0], beta, ratios_and_present[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(a=st.floats(-1e4, 1e4, width=32), b=st.floats(-1e4, 1e4, width=32), beta=st.floats(1e-3, 1e3))
+def test_a_list_of_two_is_dpo_to_the_bit(dtype, a, b, beta):
+    """Kills: log-sum-exp of all answers less the best, which rounds differently."""
+    ratios, present = torch.tensor([[a, b]], dtype=dtype), torch.ones(1, 2, dtype=torch.bool)
+    h = ratios[:, 0] - ratios[:, 1]
+    assert torch.equal(plackett_luce(ratios, beta, present), MARGIN_LOSSES["sigmoid"].value(h, beta))
+    slopes = plackett_luce_slopes(ratios, beta, present)[0]
+    assert_close(slopes[0], MARGIN_LOSSES["sigmoid"].slope(h, beta)[0], rtol=1e-6, atol=1e-30)
+    assert slopes[1] == -slopes[0]
+
+
+@given(ratios=st.lists(st.floats(-20, 20), min_size=1, max_size=5), beta=BETA)
+def test_the_chances_of_all_orders_sum_to_one(ratios, beta):
+    """K! of them. Kills: a loss that is no −log-likelihood of an order."""
+    orders = torch.tensor(list(itertools.permutations(ratios)), dtype=torch.float64)
+    chances = (-plackett_luce(orders, beta, torch.ones_like(orders, dtype=torch.bool))).exp()
+    assert chances.sum().item() == pytest.approx(1, abs=1e-9)
+
+
+@given(lists=LISTS, beta=BETA, f=st.floats(-10, 10))
+@example(lists=[[1e4, -1e4, 1e4], [-1e4]], beta=1.0, f=0.0)
+@example(lists=[[0.0]], beta=1.0, f=0.0)
+def test_the_slopes_of_a_list_are_the_derivatives_and_f_of_x_changes_nothing(lists, beta, f):
+    """Kills: nan where nothing is worse, a slope on padding, slopes that do not sum to 0, a Z(x) that is seen."""
+    ratios, present = padded(lists)
+    ratios.requires_grad_()
+    value = plackett_luce(ratios, beta, present)
+    (slopes,) = torch.autograd.grad(value.sum(), ratios)
+    found = plackett_luce_slopes(ratios.detach(), beta, present)
+    assert value.isfinite().all() and found.isfinite().all()
+    assert_close(found, slopes, rtol=1e-9, atol=1e-9 * beta)
+    assert (found[~present] == 0).all()
+    assert_close(found.sum(dim=1), torch.zeros(len(lists), dtype=torch.float64), rtol=0, atol=1e-9 * beta)
+    moved = plackett_luce(ratios + f, beta, present)
+    assert_close(moved, value, rtol=1e-6, atol=1e-9 * (1 + beta * ratios.abs().max().item()))
+
+
+# Single thumbs
+
+
+@given(a=SIDE, label=st.booleans(), z=st.floats(0, 5), beta=BETA, weight=st.floats(0.1, 3))
+@example(a=0.5, label=True, z=0.2, beta=0.1, weight=1.0)
+@example(a=0.5, label=False, z=0.2, beta=0.1, weight=4 / 3)
+def test_kto_is_lambda_less_the_value_of_the_thumb(a, label, z, beta, weight):
+    """v = λ_D σ(β(r − z)) or λ_U σ(β(z − r)). Kills: β left off z, a sign, a weight on half of it."""
+    r = a
+    v = weight / (1 + math.exp(-beta * (r - z))) if label else weight / (1 + math.exp(-beta * (z - r)))
+    x, labels, weights = tensor(a).requires_grad_(), torch.tensor([label]), tensor(weight)
+    value = kto(x, beta, labels, z, weights)
+    assert value.item() == pytest.approx(weight - v, rel=1e-9, abs=1e-12)
+    (slope,) = torch.autograd.grad(value.sum(), x)
+    assert_close(kto_slope(x.detach(), beta, labels, z, weights), slope, rtol=1e-9, atol=1e-15)
+    assert (slope.item() <= 0) == label or slope.item() == 0
+
+
+def test_kto_is_finite_far_out():
+    for a in (-1e4, 1e4):
+        for label in (False, True):
+            arguments = torch.tensor([a]), 10.0, torch.tensor([label]), 0.5, torch.ones(1)
+            assert kto(*arguments).isfinite().all() and kto_slope(*arguments).isfinite().all()
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=6))
+@example([-1.0, -2.0])
+@example([1.0, -0.5])
+def test_the_shift_of_kto_is_the_mean_of_mismatched_answers_and_never_negative(ratios):
+    """Kills: a sum, a maximum over each answer alone, a shift below 0."""
+    assert kto_shift(tensor(*ratios)) == pytest.approx(max(0.0, sum(ratios) / len(ratios)), abs=1e-12)

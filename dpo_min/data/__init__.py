@@ -15,6 +15,7 @@ READING_ORDER = (
     "tokenizing",
     "row_flags",
     "hashed_files",
+    "judgements",
     "workers",
     "blocks",
     "cache_directory",

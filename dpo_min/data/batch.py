@@ -1,36 +1,37 @@
-"""`TokenizedPair`s → `Batch`: one row per pair, in which the prompt stands once and the two answers never meet."""
+"""`TokenizedPair`s → `Batch`: a row each, in which the prompt stands once and no answer sees another."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from itertools import accumulate
+from itertools import chain
 
 import torch
 
 from dpo_min.logprob import token_logprobs
 
-PADDING, PROMPT, CHOSEN, REJECTED = range(-1, 3)
+PADDING, PROMPT, CHOSEN = range(-1, 2)  # and the other answers count on from there
 WINDOW = 128  # pairs that are sorted by length together: of real dialogues less than a tenth is then padding
 SHARE = 8  # and no more than an eighth of the data, or every epoch would have the same pairs in a step
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B pairs as B rows [prompt | chosen | rejected | padding]; for SFT the rejected part is empty.
+    """B pairs as B rows [prompt | chosen | rejected | padding]; for SFT without the rejected part.
 
         row        what is your name ? | Ann ⏹ | Do I know you ? ⏹
         positions  0    1  2    3    4   5   6   5  6 7    8   9 10
 
     Positions go on after the prompt for both answers, and `mask` keeps each from seeing the other, so that a row
     holds exactly what two padded rows would. S tokens are scored, those of all chosen completions first; what
-    is scored comes from lengths, never from ids, as the padding's id is a real token elsewhere.
+    is scored comes from lengths, never from ids, as the padding's id is a real token elsewhere. A pair is the case
+    K = 2: rows of K answers, which may differ in K, are laid out alike, all first answers before all second ones.
     """
 
     tokens: torch.Tensor  # (B, T)
     positions: torch.Tensor  # (B, T)
-    segments: torch.Tensor | None  # (B, T) PROMPT, CHOSEN, REJECTED or PADDING; None where no row has a rejected part
+    segments: torch.Tensor | None  # (B, T) PADDING, PROMPT, or CHOSEN + k; None where every row has one answer
     predictors: torch.Tensor  # (S,) index into the B·T places: the one before each scored token
     targets: torch.Tensor  # (S,) the scored tokens
-    lengths: torch.Tensor  # (2B,) or (B,) scored tokens of each completion, chosen then rejected; stays on the CPU
+    lengths: torch.Tensor  # (2B,), or of all answers, scored tokens: chosen, then rejected; stays on the CPU
 
     @property
     def mask(self):
@@ -48,31 +49,33 @@ class Batch:
         return Batch(*(x if x is None else x.to(device, non_blocking=True) for x in tensors), lengths)
 
 
-def pack(pairs, chosen_only=False):
-    """Lay the pairs out as a `Batch`; `chosen_only` leaves the rejected answers out, as SFT does.
+def pack(rows, chosen_only=False):
+    """Lay rows of a prompt and its answers out as a `Batch`; `chosen_only` takes the first alone, as SFT does.
 
     Raises:
         ValueError: a prompt is empty, so that nothing would predict an answer's first token.
     """
-    parts = [(p.prompt_ids, p.chosen_ids, [] if chosen_only else p.rejected_ids) for p in pairs]
+    parts = [(row.prompt_ids, *(row.completions[:1] if chosen_only else row.completions)) for row in rows]
     if not all(prompt for prompt, *_ in parts):
         raise ValueError("the prompt must have at least one token, got none")
-    B, T = len(parts), max(sum(map(len, part)) for part in parts)
+    B, T, K = len(parts), max(sum(map(len, part)) for part in parts), max(map(len, parts)) - 1
     tokens, positions = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long)
     segments = torch.full((B, T), PADDING, dtype=torch.int8)
-    predictors, targets = ([], []), ([], [])
-    for i, (prompt, chosen, rejected) in enumerate(parts):
-        x, c, end = accumulate((len(prompt), len(chosen), len(rejected)))
-        tokens[i, :end] = torch.tensor([*prompt, *chosen, *rejected])
-        positions[i, :c], positions[i, c:end] = torch.arange(c), torch.arange(x, x + end - c)
-        segments[i, :x], segments[i, x:c], segments[i, c:end] = PROMPT, CHOSEN, REJECTED
-        for side, first, ids in ((0, x, chosen), (1, c, rejected)):
-            if ids:  # the prompt's last token predicts the first of either
-                predictors[side].extend(i * T + place for place in (x - 1, *range(first, first + len(ids) - 1)))
-                targets[side].extend(ids)
-    lengths = [len(part[1]) for part in parts] + ([] if chosen_only else [len(part[2]) for part in parts])
-    flat = (torch.tensor(a + b) for a, b in (predictors, targets))
-    return Batch(tokens, positions, None if chosen_only else segments, *flat, torch.tensor(lengths))
+    predictors, targets, lengths = ([[] for _ in range(K)] for _ in range(3))
+    for i, (prompt, *answers) in enumerate(parts):
+        x = first = len(prompt)
+        tokens[i, :x], positions[i, :x], segments[i, :x] = torch.tensor(prompt), torch.arange(x), PROMPT
+        for k, ids in enumerate(answers):
+            end = first + len(ids)
+            tokens[i, first:end], segments[i, first:end] = torch.tensor(ids, dtype=torch.long), CHOSEN + k
+            positions[i, first:end] = torch.arange(x, x + len(ids))
+            if ids:  # the prompt's last token predicts the first of every answer
+                predictors[k].extend(i * T + place for place in (x - 1, *range(first, end - 1)))
+                targets[k].extend(ids)
+            lengths[k].append(len(ids))
+            first = end
+    flat = (torch.tensor([*chain.from_iterable(part)]) for part in (predictors, targets, lengths))
+    return Batch(tokens, positions, segments if K > 1 else None, *flat)
 
 
 # log Σ_v π(v)²

@@ -32,8 +32,8 @@ from dpo_min.data.messages import (
 PROMPTS = ("prompt", "question", "instruction", "input", "conversations", "messages")  # the first one that is there
 SYSTEM = ("system", "system_prompt")
 OTHERS = {  # columns of data sets that hold no pairs → what they are
-    ("completion", "label"): "single judgements (KTO's form), not pairs",
-    ("responses",): "ranked lists of answers, not pairs",
+    ("completion", "label"): "single judgements, which --loss-type kto reads",
+    ("responses",): "ranked lists of answers, which --loss-type plackett_luce reads",
     ("winner",): "two answers and a verdict: make chosen the one that won, and rejected the other",
     ("choice",): "several answers and a verdict: make chosen the one that won, and rejected another",
 }

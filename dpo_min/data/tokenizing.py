@@ -17,6 +17,11 @@ class TokenizedPair:
     offset: float = 0.0  # ODPO's Δ, in log-odds: by how much y_w was judged better
 
     @property
+    def completions(self):
+        """Both answers, the better one first."""
+        return self.chosen_ids, self.rejected_ids
+
+    @property
     def num_tokens(self):
         """Tokens of the pair, the shared prompt counted once."""
         return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)

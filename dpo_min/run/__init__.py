@@ -20,6 +20,7 @@ READING_ORDER = (
     "session",
     "models",
     "criterion",
+    "answers",
     "stored_reference",
     "watch",
 )

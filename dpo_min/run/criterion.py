@@ -1,4 +1,4 @@
-"""The loss of a run: the rows that --loss-type names, their parameters, and what they have to know of a pair."""
+"""The loss of a run on pairs: the rows that --loss-type names, their parameters, and the facts that they need."""
 
 import torch
 
@@ -14,13 +14,21 @@ class Criterion:
     known before the step begins, so that its micro-batches may be any.
     """
 
+    loss = None  # where a subclass has one, it is the whole of it
+
     def __init__(self, flags):
-        self.flags, self.mixture = flags, None if flags.loss_type == "sft" else Mixture(flags.losses)
+        self.flags, self.mixture = flags, None if self.loss else Mixture(flags.losses)
         self.needs = self.mixture.arguments if self.mixture else {}
         self.reference, self.reduce = flags.has_reference, (self.mixture and self.mixture.reduce) or flags.reduce
         if isinstance(self.reduce, float) and flags.loss_tail is not None:
             self.reduce = flags.loss_tail
         self.seen, self.step = {"rewards": 0.0, "pairs": 0}, Totals()
+
+    def know(self, rows):
+        """Look at all rows that are to be trained on: for pairs there is nothing to learn from them together."""
+
+    def prepare(self, stage, rows):
+        """Find what the rows of a step decide together, before its first micro-batch: of pairs, nothing."""
 
     @property
     def shift(self):

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from dpo_min.data.cache import read_pairs
 from dpo_min.data.chat_template import describe, use_template
+from dpo_min.data.judgements import read_judgements
 from dpo_min.data.tokenizer import Tokenizer
 from dpo_min.run.calendar import count_steps
 from dpo_min.run.directory import claim
@@ -42,7 +43,8 @@ def prepare(argv):
             choose_device(flags.device, flags.dtype)
         if about := describe(template, tokenizer):
             print(about)
-        job = Job(flags, tokenizer, *read_pairs(flags, tokenizer, template))
+        read = read_pairs if flags.rows == "pairs" else read_judgements
+        job = Job(flags, tokenizer, *read(flags, tokenizer, template))
         if not job.held_out:
             refuse(given, ["eval_every", "max_kl"], "without held-out rows, and none fell to --eval-fraction")
         if not flags.init and flags.loss_type != "sft":

@@ -42,9 +42,12 @@ class Totals(dict):
         """The mean of every metric; the sums start again from nothing."""
         pairs, denominator, loss = self.pop("pairs"), self.pop("denominator"), self.pop("loss")
         del self["tokens"]
-        line = {"pairs": pairs, "loss": loss / denominator} | {name: total / pairs for name, total in self.items()}
+        counts = {name: self.pop(f"{name}#") for name in [*self] if f"{name}#" in self}  # of means over some rows alone
+        means = {name: total / (counts.get(name, pairs) or 1) for name, total in self.items()}
         self.clear()
-        return line
+        if counts:
+            means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
+        return {"pairs": pairs, "loss": loss / denominator} | means
 
 
 class Log:

@@ -34,6 +34,7 @@ def read_rows():
     return rows
 
 
+OTHERS = {"plackett_luce": "lists", "kto": "thumbs"}  # losses of rows that are no pairs
 ROWS = read_rows()
 LOSS_NAMES = [*ROWS]
 SMOOTHED = [name for name, row in ROWS.items() if row.smoothing]
@@ -65,8 +66,10 @@ def loss_weights(text):
 
     Raises:
         ValueError: a loss is unknown or comes twice, a weight is out of range, two losses read different
-            log-probabilities of a pair, or sft is weighed alone.
+            log-probabilities of a pair, or sft is weighed alone, or one that sees no pair at all.
     """
+    if text in OTHERS:
+        return {text: 1.0}
     parts = [part.partition(":") for part in text.split(",")]
     weights = {name: float(weight) if colon else 1.0 for name, colon, weight in parts}
     reads = {ROWS[name][:2] for name in weights if name in ROWS}
@@ -79,6 +82,6 @@ def loss_weights(text):
 
 LOSS = Accepts(
     loss_weights,
-    f"one of {', '.join(LOSS_NAMES)}, sft, or losses that read the same log-probabilities with weights, such as "
-    "sigmoid:1,sft:0.1",
+    f"one of {', '.join([*LOSS_NAMES, *OTHERS])}, sft, or losses that read the same log-probabilities with weights, "
+    "such as sigmoid:1,sft:0.1",
 )

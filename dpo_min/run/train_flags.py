@@ -6,7 +6,7 @@ from pathlib import Path
 from dpo_min.data.lines import check_kinds
 from dpo_min.data.row_flags import RowFlags
 from dpo_min.run.directory import check_out
-from dpo_min.run.loss_flags import LOSS, PARAMETERS, ROWS, SMOOTHED, loss_weights, parameter_flags
+from dpo_min.run.loss_flags import LOSS, OTHERS, PARAMETERS, ROWS, SMOOTHED, loss_weights, parameter_flags
 from dpo_min.system.flags import (
     ABOVE_ZERO,
     COUNT,
@@ -108,7 +108,12 @@ class TrainFlags(RowFlags):
     @property
     def has_reference(self):
         """Whether the loss compares the policy with a reference."""
-        return any(ROWS[name].reference for name in self.losses if name != "sft")
+        return any(name in OTHERS or ROWS[name].reference for name in self.losses if name != "sft")
+
+    @property
+    def rows(self):
+        """What a row of the data is: "pairs", or what dpo_min/data/judgements.py reads."""
+        return OTHERS.get(self.loss_type, "pairs")
 
     @property
     def loss_options(self):
@@ -150,6 +155,7 @@ WITHOUT_EFFECT = (
         "beta label_smoothing reduce reference reference_refresh max_kl wpo",
         "with --loss-type sft",
     ),
+    (lambda c: c.loss_type in OTHERS, "wpo chosen_column rejected_column", "with a --loss-type that sees no pairs"),
     (lambda c: not c.has_reference, "reference reference_refresh max_kl", "with a --loss-type that has no reference"),
     (
         lambda c: any(ROWS[name].reduce for name in c.losses if name in ROWS),

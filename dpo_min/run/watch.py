@@ -21,7 +21,7 @@ class Watch:
         """The run's config; `say` gets each warning."""
         self.config, self.say, self.said, self.right = config, say, set(), [0, 0]
         self.at_reference = None  # the loss there, if it has a reference and sees the two log-ratios alone
-        mixture = Mixture(config.losses) if config.has_reference else None
+        mixture = Mixture(config.losses) if config.has_reference and config.rows == "pairs" else None
         if mixture and None not in mixture.arguments.values():
             self.at_reference = mixture.value(*torch.zeros(2), config.beta, **config.loss_options).item()
 
