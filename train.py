@@ -2,11 +2,10 @@
 
     python train.py --data prefs.jsonl                      fit a small GPT, then prefer
     python train.py --data prefs.jsonl --init gpt2/         start from a model directory
-    python train.py --data prefs.jsonl --loss-type sft      the supervised stage alone
     torchrun --nproc_per_node=8 train.py --data …           on eight devices
 
-Read it from top to bottom: the models, then one stage of training (its loss, its step, its loop), then the stages of a
-run. dpo_min/run/train_flags.py lists the flags; `python train.py --help` prints them.
+Read downwards: the models; one stage of training, with its loss, its step and its loop; then the stages of a run.
+`python train.py --help` lists the flags, of dpo_min/run/train_flags.py.
 """
 
 from dpo_min.run.start import JOB  # the first import: flags and rows are checked there before PyTorch is loaded
