@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import train
-from dpo_min.data.rows import TokenizedPair
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.llama import Llama, LlamaConfig
 from dpo_min.model.lora import add_lora, linear_layers

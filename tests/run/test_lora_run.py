@@ -16,8 +16,8 @@ import torch
 
 import train
 from dpo_min.data.batch import batch_logps, pack
-from dpo_min.data.rows import TokenizedPair
 from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.judge.scoring import log_ratios
 from dpo_min.model.adapter import load_adapter
 from dpo_min.model.gpt import GPT, GPTConfig
