@@ -186,7 +186,7 @@ def test_models_that_read_differently_answer_but_are_not_compared(a_run, capsys)
         (["--credit", "--pair", "pairs.jsonl:3"], "pairs.jsonl:3: missing key: chosen, rejected"),
         (["--credit", "--pair", "nowhere:1"], "nowhere: cannot be read"),
         (["--credit", "--prompt", "x", "--html", "no/where.html"], "--html no/where.html"),
-        (["--credit", "--prompt", "x", "--beta", "0"], "--beta: expected a number above 0"),
+        (["--credit", "--prompt", "x", "--beta", "0"], "--beta: expected a number from 10^-6 to 10^9"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(a_run, monkeypatch, capsys, argv, named):

@@ -386,7 +386,7 @@ def test_what_a_directory_is_mistaken_for_is_named(tmp_path):
         refused(
             tmp_path / place, rf"the directory of a run.*the model is in {re.escape(str(tmp_path / place / 'model'))}"
         )
-    refused(tmp_path / "adapter", "an adapter, which belongs on the model")
+    refused(tmp_path / "adapter", "an adapter; give the model that it was trained on")
     refused(tmp_path / "gguf", "a GGUF file is in it")
     refused(tmp_path / "gguf" / "model.gguf", "a .gguf file, not a directory with safetensors")
     refused(tmp_path / "pickle" / "pytorch_model.bin", "a .bin file, not a directory with safetensors")

@@ -104,6 +104,11 @@ def test_whatever_matplotlib_raises_is_one_line_and_leaves_no_half_picture(tmp_p
     @picture.picture
     def draw(path):
         class Figure:
+            axes = ()
+
+            def findobj(self, kind):
+                return ()
+
             def savefig(self, file, **style):
                 file.write(b"half")
                 raise KeyError("a\nb")
