@@ -27,7 +27,8 @@ def read(tmp_path, rows, kind, **flags):
     path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
     settings = {"eval_fraction": 0.0, "max_length": 64, "max_prompt_length": 32} | flags
     flags = TrainFlags(data=[str(path)], loss_type="kto" if kind == "thumbs" else "plackett_luce", **settings)
-    return read_judgements(flags, BYTES, use_template(BYTES, flags.template, flags.system))
+    tokenizer = load_tokenizer("bytes")
+    return read_judgements(flags, tokenizer, use_template(tokenizer, flags.template, flags.system))
 
 
 def ids(text):
