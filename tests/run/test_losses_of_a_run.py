@@ -26,7 +26,7 @@ from dpo_min.run.train_flags import TrainFlags, read_flags
 
 ROOT = Path(train.__file__).parent
 TINY = ["--n-layer", 1, "--n-head", 2, "--n-embd", 8, "--sft-steps", 1]
-STEPS = ["--max-length", 48, "--batch-size", 4, "--micro-batch-size", 2, "--learning-rate", 1e-2, "--log-every", 1]
+STEPS = ["--max-length", 64, "--batch-size", 4, "--micro-batch-size", 2, "--learning-rate", 1e-2, "--log-every", 1]
 STEPS += ["--eval-every", 5, "--save-every", 2]
 
 
@@ -66,7 +66,7 @@ def real(tmp_path_factory, request):
 def init(tmp_path_factory):
     """A tiny model of bytes to start from."""
     place = tmp_path_factory.mktemp("init")
-    model = GPT(GPTConfig(257, 48, 1, 2, 8), torch.Generator().manual_seed(0))
+    model = GPT(GPTConfig(257, 64, 1, 2, 8), torch.Generator().manual_seed(0))
     session.save_model_directory(model, load_tokenizer("bytes"), place)
     return place
 
@@ -79,7 +79,7 @@ KEPT = ["bco", "ld", "simpo", "kto", "plackett_luce"]  # what a checkpoint has t
 def test_every_loss_trains_on_real_rows_for_five_steps_and_goes_on_to_the_same_weights(tmp_path, real, init, name):
     """Finite, and to the last bit. Kills: a name that is offered and not computed; a shift that is not saved."""
     kind = TrainFlags(data=[], loss_type=name).rows
-    base = ["--data", real[kind], "--loss-type", name, "--eval-fraction", 0.2, "--init", init, *STEPS]
+    base = ["--data", real[kind], "--loss-type", name, "--eval-data", real[kind], "--init", init, *STEPS]
     assert fit(*base, "--max-steps", 5, "--out", tmp_path / "whole") == 0
     found = lines(tmp_path / "whole")
     assert len(found) == 5 and all(torch.tensor([line["loss"], line["grad_norm"]]).isfinite().all() for line in found)
@@ -97,7 +97,7 @@ def test_lists_and_thumbs_begin_with_a_fit_of_their_own_where_no_model_is_given(
     """Kills: a first fit that knows pairs alone."""
     for name in ("kto", "orpo"):
         kind, out = TrainFlags(data=[], loss_type=name).rows, tmp_path / name
-        argv = ["--data", real[kind], "--loss-type", name, "--eval-fraction", 0.2, "--max-steps", 1, "--out", out]
+        argv = ["--data", real[kind], "--eval-data", real[kind], "--loss-type", name, "--max-steps", 1, "--out", out]
         assert fit(*argv, *TINY, *STEPS) == 0
         assert (out / "reference" / "model.safetensors").exists()
 
@@ -108,8 +108,8 @@ def test_a_loss_without_a_reference_refuses_one_and_stores_none(tmp_path, real, 
     with pytest.raises(SystemExit):
         prepare(["--data", str(real["pairs"]), "--loss-type", name, "--init", "m", "--reference", "m"])
     assert "--reference has no effect with a --loss-type that has no reference" in capsys.readouterr().err
-    argv = ["--data", real["pairs"], "--loss-type", name, "--max-steps", 1, "--out", tmp_path / "run"]
-    assert fit(*argv, "--init", init, *STEPS) == 0
+    argv = ["--data", real["pairs"], "--eval-data", real["pairs"], "--loss-type", name, "--max-steps", 1]
+    assert fit(*argv, "--out", tmp_path / "run", "--init", init, *STEPS) == 0
     assert not list(tmp_path.glob("cache/reference-*"))
 
 
@@ -160,7 +160,7 @@ def test_a_new_row_is_a_new_loss_with_its_flags(tmp_path, real, init, table):
     row = f'    "mine": {rows[table]}"source", "about"),\n'
     path.write_text(text.replace(head, head + row), encoding="utf-8")
     command = [sys.executable, "train.py", "--data", real["pairs"], "--loss-type", "mine", "--max-steps", 2]
-    command += ["--out", "run"]
+    command += ["--eval-data", real["pairs"], "--out", "run"]
     command += ["--init", init, *STEPS, *(["--loss-pull", 3] if table == "ratio_losses" else [])]
     shown = subprocess.run([str(part) for part in command], cwd=tmp_path, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
