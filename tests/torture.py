@@ -15,19 +15,20 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
+import torture_forks
+import torture_runs
+from torture_runs import rows
 
 from dpo_min.data.lines import read_rows
 from dpo_min.data.messages import BadRow
@@ -37,204 +38,9 @@ from dpo_min.model import config_json
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.weights import load_model
 from dpo_min.run.checkpoint import load_checkpoint, seal
+from dpo_min.system.progress import Line
 
 MEMORY, CPU_SECONDS, SECONDS = 2 * 2**30, 20, 180  # of one case; a busy disk may keep one waiting
-STEPS, SFT_STEPS = 40, 12
-FLAGS = f"""--n-layer 1 --n-head 2 --n-embd 16 --max-length 48 --batch-size 6 --micro-batch-size 4 --max-steps {STEPS}
-    --sft-steps {SFT_STEPS} --save-every 3 --log-every 2 --eval-every 5 --learning-rate 1e-3""".split()
-
-
-def rows(n):
-    """n preferences of unequal lengths."""
-    return [{"prompt": f"q{i}:", "chosen": f" {'a' * (i % 7)}!!", "rejected": f" {'b' * (i % 5)}?"} for i in range(n)]
-
-
-def write_rows(path, n=60):
-    """A file of them."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows(n)), encoding="utf-8")
-    return path
-
-
-# Runs, as processes
-
-
-def start(data, out, *more):
-    """A run as a process of its own; it has a cache of its own too, so that scoring the reference is killed as well."""
-    command = [sys.executable, "train.py", "--data", str(data), "--out", str(out), *FLAGS, *map(str, more)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-
-
-def finish(process, seconds=120):
-    """(exit code, standard output, standard error) of a run that is let alone."""
-    output, error = process.communicate(timeout=seconds)
-    assert "Traceback" not in error, error
-    return process.returncode, output, error
-
-
-def resumed(out):
-    """The flag of a run that goes on, if it had begun."""
-    return ["--resume"] if (out / "config.json").exists() else []
-
-
-def outcome(out):
-    """What a finished run must agree in with the one that was never stopped: weights and metrics, less the clock."""
-    lines = {}
-    for name in ("reference/metrics.jsonl", "metrics.jsonl"):
-        lines[name] = [json.loads(line) for line in (out / name).read_text(encoding="utf-8").splitlines()]
-        for line in lines[name]:
-            del line["tokens_per_second"]
-    files = [out / name / "model.safetensors" for name in ("model", "reference", "best")]
-    return lines, [file.read_bytes() for file in files]
-
-
-def undisturbed(directory):
-    """(data, outcome, seconds) of a run that is let alone."""
-    data, begun = write_rows(directory / "prefs.jsonl"), time.perf_counter()
-    code, _, error = finish(start(data, directory / "whole" / "run"))
-    assert code == 0, error
-    return data, outcome(directory / "whole" / "run"), time.perf_counter() - begun
-
-
-def kill_and_resume(directory, kills, seed, say):
-    """(kills by what the run was doing, runs) of SIGKILLs at random instants; every result is compared."""
-    data, expected, seconds = undisturbed(directory)
-    draw, doing, runs = random.Random(seed), Counter(), 0
-    while sum(doing.values()) < kills:
-        runs += 1
-        out = directory / f"run-{runs}" / "run"
-        code = None
-        while code is None:
-            process = start(data, out, *resumed(out))
-            if sum(doing.values()) < kills and killed(process, draw, seconds):
-                doing[phase(out)] += 1
-                say(f"{sum(doing.values())} of {kills} kills, {runs} runs: {dict(doing)}")
-            else:
-                code, _, error = finish(process)
-        assert code == 0, error
-        assert outcome(out) == expected, f"run {runs} did not end as the one that was let alone"
-        shutil.rmtree(out.parent)
-    return doing, runs
-
-
-def killed(process, draw, seconds):
-    """Whether a run was killed before its end: at any instant, or soon after any of the lines that it prints.
-
-    A start takes most of the seconds and writes nothing; lines are where things happen.
-    """
-    if draw.random() < 0.3:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(draw.uniform(0, seconds))
-    else:
-        for _ in range(draw.randrange(1, 25)):
-            if not process.stdout.readline():
-                break
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(draw.expovariate(1 / 0.03))
-    if process.poll() is not None:
-        return False
-    process.kill()
-    process.communicate()
-    return True
-
-
-def phase(out):
-    """What a run was doing when it was killed, by what it left."""
-    if any(out.rglob("*.partial")):
-        return "writing a file"
-    if (out / "model" / "config.json").exists():
-        return "drawing the curves"
-    if (out / "model").exists():
-        return "writing the model"
-    if (out / "metrics.jsonl").exists():
-        return "training"
-    if (out / "reference" / "config.json").exists():
-        return "scoring the reference"
-    if (out / "reference" / "metrics.jsonl").exists():
-        return "first fit"
-    return "starting"
-
-
-def storms(directory, count, seed, say):
-    """(storms, runs): a SIGTERM every few milliseconds for a while; each run must stop in one line and go on."""
-    data, expected, seconds = undisturbed(directory)
-    draw, done, codes = random.Random(seed), 0, Counter()
-    out, runs = directory / "storm-1" / "run", 1
-    while done < count:
-        process = start(data, out, *resumed(out))
-        wait = draw.uniform(0.3, 1.0) * seconds
-        begun = time.perf_counter()
-        while process.poll() is None and time.perf_counter() - begun < wait + 1:
-            if time.perf_counter() - begun > wait:
-                process.send_signal(signal.SIGTERM)
-            time.sleep(draw.uniform(0.001, 0.02))
-        code, output, error = finish(process)
-        assert code in (0, 130, -signal.SIGTERM), (code, error)
-        assert error.count("\n") <= 2 and "Traceback" not in output, error
-        if "stopping after this step" in output:
-            assert code == 0 or "the same command with --resume goes on" in output, output
-        codes[code] += 1
-        done += code != 0
-        say(f"{done} of {count} storms; exit codes {dict(codes)}")
-        if code == 0:
-            assert outcome(out) == expected
-            runs += 1
-            out = directory / f"storm-{runs}" / "run"
-    code, _, error = finish(start(data, out, *resumed(out)))
-    assert code == 0 and outcome(out) == expected, error
-    return codes, runs
-
-
-def two_at_once(directory, say):
-    """Two runs started on one directory at the same time, five times: one is refused, the other ends well."""
-    data, expected, _ = undisturbed(directory)
-    for i in range(5):
-        out = directory / f"both-{i}" / "run"
-        both = [start(data, out), start(data, out)]
-        ends = sorted(finish(process) for process in both)
-        assert [code for code, *_ in ends] == [0, 2], ends
-        assert ends[1][2].count("\n") == 1 and "--out" in ends[1][2], ends
-        assert outcome(out) == expected
-        say(f"{i + 1} of 5 pairs of runs")
-    return 5
-
-
-@contextmanager
-def small_disk(directory, size):
-    """A tmpfs of `size` bytes; skipped, with None, where it may not be mounted."""
-    directory.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)], capture_output=True
-    )
-    try:
-        yield None if mounted.returncode else directory
-    finally:
-        if not mounted.returncode:
-            subprocess.run(["umount", "-l", str(directory)], check=True)
-
-
-def full_disk(directory, count, seed, say):
-    """How many runs filled a small disk, or None: each says so, keeps its checkpoint, and goes on given room."""
-    data, expected, _ = undisturbed(directory)
-    draw, filled = random.Random(seed), 0
-    for i in range(count):
-        with small_disk(directory / f"disk-{i}", 3 * 2**20) as disk:
-            if disk is None:
-                return None
-            out, ballast = disk / "run", disk / "ballast"
-            ballast.write_bytes(bytes(draw.randrange(2**20, 3 * 2**20 - 2**16)))
-            code, output, error = finish(start(data, out))
-            if code:
-                filled += 1
-                assert code == 1 and error.count("\n") == 1 and "the disk is full" in error, (code, output, error)
-            ballast.unlink()
-            if code:
-                code, _, error = finish(start(data, out, *resumed(out)))
-            assert code == 0 and outcome(out) == expected, error
-        say(f"{i + 1} of {count} small disks, {filled} of them full")
-    return filled
 
 
 # Broken files, in children of this process
@@ -458,94 +264,84 @@ def make_parts():
     return {"policy": policy, "optimizer": optimizer, "scaler": torch.amp.GradScaler("cpu", enabled=False)}
 
 
-def broken_directories(directory, cases, seed, say):
-    """(counts, failures) of model directories and checkpoints, half each."""
-    counts, failures = in_children(model_task(directory, seed), cases // 2, say, "model directories")
-    more, others = in_children(checkpoint_task(directory, seed), cases - cases // 2, say, "checkpoints")
-    return counts + more, failures + others
+# The whole. A part takes a directory, how much of it, a seed and `say`, and returns a line of the table.
 
 
-# The whole
+def broken_rows(directory, number, seed, say):
+    """Rows with something done to their bytes."""
+    return "mutated rows", told(*in_children(row_task(directory, seed), number, say, "rows"))
+
+
+def broken_directories(directory, number, seed, say):
+    """Model directories and checkpoints, half each."""
+    counts, failures = in_children(model_task(directory, seed), number // 2, say, "model directories")
+    more, others = in_children(checkpoint_task(directory, seed), number - number // 2, say, "checkpoints")
+    return "mutated model directories and checkpoints", told(counts + more, failures + others)
+
+
+def told(counts, failures):
+    """What came of broken files, in words; failures end the torture."""
+    for failure in failures[:20]:
+        print(failure, file=sys.stderr)
+    bad = sum(counts.values()) - counts["result"] - counts["refused"]
+    if bad:
+        sys.exit(f"{bad} failures")
+    figure = f"{sum(counts.values())}: {counts['result']} gave a result, {counts['refused']} were refused in one"
+    return f"{figure} line, {bad} tracebacks, hangs, wrong results or more than 2 GiB"
+
+
+def flipped_bytes(directory, number, seed, say):
+    """One byte of one file of a run that goes on."""
+    files, counts = torture_forks.flips(directory, number, seed, say)
+    ends = f"{counts['result']} went on to the same weights, {counts['refused']} were refused in one line"
+    return f"flips of one bit, {number} in each of the {files} files of a run that then goes on", ends
+
+
+def faults(directory, number, seed, say):
+    """A system call of a run that fails, is cut short, or is its last."""
+    counts = torture_forks.faults(directory / "faults", number, seed, say)
+    if counts is None:
+        return "faults at system calls", "not tried: there is no C compiler here"
+    kinds = ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts))
+    return "faults at system calls", f"{sum(counts.values())} ({kinds}); each run ended as the one that was let alone"
+
+
+PARTS = {
+    "rows": (100_000, broken_rows),
+    "directories": (2000, broken_directories),
+    "flips": (500, flipped_bytes),
+    "faults": (1000, faults),
+    "kills": (200, torture_runs.kill_and_resume),
+    "disks": (12, torture_runs.full_disk),
+    "storms": (20, torture_runs.storms),
+    "terminals": (10, torture_runs.terminals),
+    "pairs": (5, torture_runs.two_at_once),
+}
 
 
 def main():
     """Torture, print, and write the page."""
     parser = argparse.ArgumentParser(description="Kill runs, break files, fill disks; write docs/reliability.md.")
-    for name, number in (("kills", 200), ("rows", 100_000), ("directories", 2000), ("disks", 12), ("storms", 20)):
-        parser.add_argument(f"--{name}", type=int, default=number, metavar="N", help=f"default: {number}")
+    for name, (number, part) in PARTS.items():
+        about = f"{part.__doc__.splitlines()[0]} (default: {number})"
+        parser.add_argument(f"--{name}", type=int, default=number, metavar="N", help=about)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="other instants and other mutations")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reliability.md", metavar="FILE")
     config = parser.parse_args()
     torch.set_num_threads(1)
     begun, table = time.perf_counter(), []
-
-    def say(text):
-        print(f"\r\x1b[K{text}" if sys.stdout.isatty() else text, end="" if sys.stdout.isatty() else "\n", flush=True)
-
-    def note(what, figure):
-        table.append(f"| {what} | {figure} |")
-        print(("\r\x1b[K" if sys.stdout.isatty() else "") + f"{what}: {figure}", flush=True)
-
-    with tempfile.TemporaryDirectory() as name:
-        for part in (broken_part, run_part):
-            part(config, Path(name), say, note)
+    with tempfile.TemporaryDirectory() as directory:
+        for name, (_, part) in PARTS.items():
+            if number := getattr(config, name):
+                line = Line()
+                (place := Path(directory) / name).mkdir()
+                what, figure = part(place, number, config.seed, line.show)
+                line.show(f"{what}: {figure}", stays=True)
+                table.append(f"| {what} | {figure} |")
     minutes = (time.perf_counter() - begun) / 60
     command = " ".join(["python", "tests/torture.py", *sys.argv[1:]])
     config.out.write_text(PAGE.format(table="\n".join(table), minutes=minutes, command=command), encoding="utf-8")
     print(f"written: {config.out}")
-
-
-def broken_part(config, directory, say, note):
-    """Broken files."""
-    for what, number, make in (
-        ("mutated rows", config.rows, lambda d: in_children(row_task(d, config.seed), config.rows, say, "rows")),
-        (
-            "mutated model directories and checkpoints",
-            config.directories,
-            lambda d: broken_directories(d, config.directories, config.seed, say),
-        ),
-    ):
-        if number:
-            (place := directory / what.split()[1]).mkdir()
-            counts, failures = make(place)
-            for failure in failures[:20]:
-                print(failure, file=sys.stderr)
-            bad = sum(counts.values()) - counts["result"] - counts["refused"]
-            figure = (
-                f"{sum(counts.values())}: {counts['result']} gave a result, {counts['refused']} were refused in one"
-            )
-            note(what, f"{figure} line, {bad} tracebacks, hangs, wrong results or more than 2 GiB")
-            if bad:
-                sys.exit(f"{what}: {bad} failures")
-
-
-def run_part(config, directory, say, note):
-    """Runs that are killed, stopped, starved and doubled."""
-    for name, number, make in (
-        ("kills", config.kills, kill_and_resume),
-        ("disks", config.disks, full_disk),
-        ("storms", config.storms, storms),
-    ):
-        if not number:
-            continue
-        (place := directory / name).mkdir()
-        found = make(place, number, config.seed, say)
-        if name == "kills":
-            doing, runs = found
-            when = ", ".join(f"{count} {what}" for what, count in doing.most_common())
-            figure = f"{sum(doing.values())} ({when}); all {runs} ended in the weights and metrics of the one let alone"
-            note(f"SIGKILLs of {runs} runs, each resumed until it was done", f"{figure}, bit for bit")
-        elif name == "disks":
-            met = f"{found} of {number} runs ran out of space, reported it, and went on to the same weights"
-            note("disks of 3 MiB that fill up", "not tried: no tmpfs may be mounted here" if found is None else met)
-        else:
-            codes, runs = found
-            figure = f"{sum(codes.values()) - codes[0]} stops of {runs} runs, none lost"
-            note("storms of SIGTERMs, a few milliseconds apart", figure)
-    (place := directory / "both").mkdir()
-    note(
-        "two runs started on one directory", f"{two_at_once(place, say)} times: one refused in one line, the other done"
-    )
 
 
 PAGE = """# What a run survives

@@ -181,7 +181,7 @@ def read_checkpoint(path, parts):
     optimizer, tensors, places = parts["optimizer"], {}, {}
     try:
         state, reader = read_state(path), Reader(path)
-        contents = reader.read_metadata().state_dict_metadata
+        contents = reader.contents.state_dict_metadata
         for name, parameter in trained(parts["policy"]):
             tensors[name] = parameter.detach()
             for entry in contents:

@@ -41,20 +41,29 @@ def place_of(places, name, offsets):
 
 
 class Reader(dcp.FileSystemReader):
-    """Reads what `Writer` wrote."""
+    """Reads what `Writer` wrote; its `contents` are read, once, when it is made."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.contents = read_contents(Path(path) / CONTENTS)
 
     def read_metadata(self, *args, **kwargs):
-        """The table of contents; ValueError, LookupError or TypeError where it is not one."""
-        entries, places = {}, {}
-        for name, entry in read_json(Path(self.path) / CONTENTS).items():
-            pieces = []
-            for offsets, sizes, file, start, length in entry["pieces"]:
-                whole = all(type(n) is int and 0 <= n < 2**63 for n in (*offsets, *sizes, start, length))
-                if not whole or not isinstance(file, str) or Path(file).name != file:
-                    raise ValueError(f"{file!r} is not a file in the same directory, or not read from there")
-                offsets = torch.Size(offsets)
-                pieces.append(records.ChunkStorageMetadata(offsets, torch.Size(sizes)))
-                places[records.MetadataIndex(name, offsets)] = filesystem._StorageInfo(file, start, length)
-            kind = records.TensorProperties(dtype=DTYPES[entry["dtype"]])
-            entries[name] = records.TensorStorageMetadata(kind, torch.Size(entry["shape"]), pieces)
-        return records.Metadata(entries, storage_data=places)
+        """The table of contents, which PyTorch asks for."""
+        return self.contents
+
+
+def read_contents(path):
+    """A table of contents; ValueError, LookupError or TypeError where it is not one."""
+    entries, places = {}, {}
+    for name, entry in read_json(path).items():
+        pieces = []
+        for offsets, sizes, file, start, length in entry["pieces"]:
+            whole = all(type(n) is int and 0 <= n < 2**63 for n in (*offsets, *sizes, start, length))
+            if not whole or not isinstance(file, str) or Path(file).name != file:
+                raise ValueError(f"{file!r} is not a file in the same directory, or not read from there")
+            offsets = torch.Size(offsets)
+            pieces.append(records.ChunkStorageMetadata(offsets, torch.Size(sizes)))
+            places[records.MetadataIndex(name, offsets)] = filesystem._StorageInfo(file, start, length)
+        kind = records.TensorProperties(dtype=DTYPES[entry["dtype"]])
+        entries[name] = records.TensorStorageMetadata(kind, torch.Size(entry["shape"]), pieces)
+    return records.Metadata(entries, storage_data=places)

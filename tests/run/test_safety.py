@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torture
+import torture_runs
 
 import train
 from dpo_min.data.lines import read_rows
@@ -54,7 +55,7 @@ def quick(monkeypatch):
 def place(tmp_path_factory):
     """A directory with data and a model."""
     place = tmp_path_factory.mktemp("safety")
-    torture.write_rows(place / "prefs.jsonl", 24)
+    torture_runs.write_rows(place / "prefs.jsonl", 24)
     model = GPT(GPTConfig(257, 48, 1, 2, 8), torch.Generator().manual_seed(0))
     session.save_model_directory(model, load_tokenizer("bytes"), place / "init")
     return place
@@ -108,7 +109,7 @@ def test_a_run_that_was_stopped_before_it_began_begins_where_it_is_resumed(place
 
 def test_what_may_differ_on_resume_is_said_and_everything_else_is_refused_by_name(place, tmp_path, capsys):
     """Kills: a flag compared with nothing; a file compared by its path; a longer run under a schedule of its length."""
-    out, data = tmp_path / "run", torture.write_rows(tmp_path / "moved.jsonl", 24)
+    out, data = tmp_path / "run", torture_runs.write_rows(tmp_path / "moved.jsonl", 24)
     assert fit(place, out, "--max-steps", 10) == 0
     capsys.readouterr()
     assert fit(place, out, "--max-steps", 11, "--resume", "--save-every", 1, "--micro-batch-size", 3) == 0
@@ -201,7 +202,7 @@ def in_a_child(action):
 
 def test_a_run_killed_between_any_two_changes_of_the_disk_ends_as_the_one_that_was_let_alone(tmp_path):
     """Kills: a rename before the flush; a checkpoint removed before the next is there; lines written twice or lost."""
-    data = torture.write_rows(tmp_path / "prefs.jsonl", 24)
+    data = torture_runs.write_rows(tmp_path / "prefs.jsonl", 24)
     flags = ["--data", data, "--n-layer", 1, "--n-head", 2, "--n-embd", 8, "--max-length", 32, "--batch-size", 6]
     flags += [
         "--eval-fraction",
@@ -219,7 +220,7 @@ def test_a_run_killed_between_any_two_changes_of_the_disk_ends_as_the_one_that_w
     ]
 
     def fit_in(out):
-        argv = [*flags, "--out", out, *torture.resumed(out)]
+        argv = [*flags, "--out", out, *torture_runs.resumed(out)]
         return program.guard(train.train, prepare([str(a) for a in argv]))
 
     assert in_a_child(lambda: fit_in(tmp_path / "whole" / "run")) == 0
@@ -228,7 +229,7 @@ def test_a_run_killed_between_any_two_changes_of_the_disk_ends_as_the_one_that_w
         kills += in_a_child(lambda calls=calls: die_at(calls) or fit_in(out)) == signal.SIGKILL
     assert kills >= 8
     assert in_a_child(lambda: fit_in(out)) == 0
-    assert torture.outcome(out) == torture.outcome(tmp_path / "whole" / "run")
+    assert torture_runs.outcome(out) == torture_runs.outcome(tmp_path / "whole" / "run")
     assert not list(out.rglob("*.partial"))
 
 
