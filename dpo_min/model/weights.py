@@ -72,7 +72,9 @@ def load_model(directory):
         if shape != right:
             raise ValueError(f"{directory}: tensor {name} has shape {shape}, config.json asks for {right}")
         if not dtype.is_floating_point:
-            raise ValueError(f"{directory}: tensor {name} is {dtype}, not floating point")
+            raise ValueError(
+                f"{directory}: tensor {name} is {dtype}, not floating point; quantised weights are not read"
+            )
     tensors = {name: orient(layout, name, file.read(key)) for name, (file, key) in stored.items()}
     model.load_state_dict({name: t.to(torch.float32).contiguous() for name, t in tensors.items()}, assign=True)
     return model.requires_grad_()
