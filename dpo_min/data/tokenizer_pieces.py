@@ -83,8 +83,6 @@ def python_pattern(pattern):
             part = members(part) if inside else f"[{members(part)}]"
         elif part == r"\S":
             part = rf"[^{members(chr(92) + 's')}]"
-        elif part == "$":
-            part = r"\Z"
         elif part in "[]":
             inside = part == "["
         written += part
