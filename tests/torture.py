@@ -259,7 +259,7 @@ def seal_as_is(path):
 
 def make_parts():
     """What a checkpoint is made of, small."""
-    policy = GPT(GPTConfig(5, 4, 1, 1, 4), torch.Generator().manual_seed(0)).requires_grad_(False)
+    policy = GPT(GPTConfig(5, 4, 1, 1, 4), torch.Generator().manual_seed(0))
     optimizer = torch.optim.AdamW(policy.parameters())
     return {"policy": policy, "optimizer": optimizer, "scaler": torch.amp.GradScaler("cpu", enabled=False)}
 

@@ -70,7 +70,8 @@ class SampleFlags(RowFlags):
 
 GROUPS = sections(
     SampleFlags,
-    "model reference prompt prompts one_prompt num_samples",
+    "model reference prompt prompts num_samples",
+    ("how prompts are written", "one_prompt"),
     ("how prompts are written", "template"),
     ("drawing", "temperature"),
     ("beams instead of drawing", "num_beams"),

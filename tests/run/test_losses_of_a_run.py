@@ -182,7 +182,10 @@ def gradients(rows, micro_batch_size, loss_type, **flags):
     stage = train.Stage(config, policy, reference if config.has_reference else None, None)
     stage.criterion.know(rows)
     totals = log.Totals()
-    stage.accumulate(rows, stage.packed(rows), totals, backward=lambda loss: loss.backward())
+    denominator = stage.denominator(rows, totals)
+    stage.criterion.prepare(stage, rows)
+    for *micro, _ in stage.packed(rows):
+        stage.share(*micro, denominator, totals)[0].backward()
     totals.settle()
     return torch.cat([p.grad.flatten() for p in policy.parameters()]), totals.means()
 

@@ -321,7 +321,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before_it(two, monk
 
 def test_weights_that_are_not_finite_are_never_saved(two):
     parts = torture.make_parts()
-    parts["policy"].wpe.weight[-1] = torch.nan  # a position that no batch may reach
+    parts["policy"].wpe.weight.data[-1] = torch.nan  # a position that no batch may reach
     with pytest.raises(FloatingPointError, match=r"the weights are not finite: wpe\.weight"):
         save_checkpoint(two[0], parts, {"step": 9, "best": 0.5, "totals": {}})
     assert load_checkpoint(two[0], torture.make_parts())["step"] == 6
