@@ -67,7 +67,7 @@ class Stage:
             if flags.compile:
                 model.compile(dynamic=True)
         self.logps = distributed.wrap(policy, flags.shard)  # before the optimizer: FSDP makes new parameters
-        self.asked = self.logps if reference is policy else distributed.Logps(reference)  # for log π_ref
+        self.asked = self.logps if reference is policy else distributed.Logps(reference)  # what is asked for log π_ref
         self.trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(flags.optimizer, policy, flags.learning_rate, flags.weight_decay)
         self.parts = {"policy": policy, "optimizer": self.optimizer, "scaler": self.scaler}  # of a checkpoint
@@ -209,7 +209,7 @@ def first_fit(job, policy):
     directory, finished = job.flags.out / "reference", True
     if (directory / "config.json").exists():
         return True
-    if not job.flags.adapter:  # else somebody has: the two are merged as they are saved
+    if not job.flags.adapter:  # with --adapter that fit was made before: base and adapter are merged here
         stage = Stage(first_fit_flags(job.flags), policy, None, directory)
         finished = stage.fit(job.sft_pairs, job.held_out, "first fit")
     if finished:

@@ -229,6 +229,8 @@ def test_micro_batches_of_any_sizes_give_the_gradient_and_metrics_of_the_full_ba
 def test_the_loss_can_be_recomputed_from_the_logged_rewards(prefs, init, tmp_path, name, epsilon):
     """Kills: rewards logged without β, or from other log-probabilities than the loss saw; ε or the name forgotten."""
     smoothing = ["--label-smoothing", epsilon] if epsilon and name in SMOOTHED else []
+    if "offset" in LOSSES[name].arguments:
+        prefs = write(tmp_path / "offsets.jsonl", [row | {"offset": i / 40} for i, row in enumerate(rows(40))])
     stage, pairs = make_stage(init, prefs, tmp_path, "--micro-batch-size", 40, "--loss-type", name, *smoothing)
     for _ in range(3):
         stage.step(pairs, stage.packed(pairs), log.Totals())
@@ -236,7 +238,11 @@ def test_the_loss_can_be_recomputed_from_the_logged_rewards(prefs, init, tmp_pat
     a, b = (line[f"rewards/{side}"] / stage.flags.beta for side in ("chosen", "rejected"))
     lengths = torch.tensor([(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]).double().T
     facts = {"policy_chosen_logps": line["logps/chosen"], "chosen_lengths": lengths[0], "rejected_lengths": lengths[1]}
-    facts |= {"offset": 0.0, "label_smoothing": epsilon if smoothing else None, "shift": stage.criterion.shift}
+    facts |= {
+        "offset": torch.tensor([pair.offset for pair in pairs]).double(),
+        "label_smoothing": epsilon if smoothing else None,
+        "shift": stage.criterion.shift,
+    }
     more = {key: facts[key] for key in LOSSES[name].arguments.keys() & facts.keys()}
     sides = (a - b,) if name in MARGIN_LOSSES else (a, b)
     recomputed = LOSSES[name].value(*sides, stage.flags.beta, **more).mean()
@@ -548,7 +554,7 @@ def broken(tmp_path, prefs, init):
     yield "out holds the init", ([prefs, "--init", init, "--out", init.parent], "already holds a run")
     yield "resume a model", ([prefs, "--out", init, "--resume"], "is not a run's, but a model's")
     yield "too many layers", ([prefs, "--n-layer", "9" * 20], "--n-layer: expected a whole number from 1 to 10^5")
-    yield "learning rate", ([prefs, "--learning-rate", "1e38"], "--learning-rate: expected a number above 0")
+    yield "learning rate", ([prefs, "--learning-rate", "1e38"], "--learning-rate: expected a number from 10^-12 to 10")
     yield "long name", ([prefs, "--out", tmp_path / ("x" * 300)], "--out")
     yield "nothing to resume", ([prefs, "--resume"], "holds no run")
     yield "out is a file", ([prefs, "--out", tmp_path / "file" / "run"], "--out")
