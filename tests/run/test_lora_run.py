@@ -279,6 +279,9 @@ def test_the_reference_is_the_base_plus_the_adapter(place, lora, capsys, more):
     reference_model = load_model(out / "run" / "reference")
     assert close(reference_model, load_model(out / "sft" / "model"))
     assert metrics(out / "run")[0]["rewards/margins"] == 0 != metrics(out / "run")[-1]["rewards/margins"]
+    # By the base alone, whose bytes are the same on any processor: what is merged is a sum, which is rounded.
+    hashes = {json.loads((out / name / "config.json").read_text())["init_sha256"] for name in ("sft", "run")}
+    assert len(hashes) == 1
     if more:
         config = json.loads((out / "run" / "adapter" / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == str(out / "run" / "reference")
