@@ -57,6 +57,11 @@ def attend(q, k, v, mask=None, write_cache=None):
     return y.transpose(1, 2).flatten(2).to(dtype)
 
 
+def embedding(count, width):
+    """nn.Embedding whose weights are not drawn: `init_weights` does it, and once is enough."""
+    return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)
+
+
 def additive(mask, dtype):
     """0 where a boolean mask is True and −∞ elsewhere: what attention would make of it in every layer."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -math.inf)
@@ -89,6 +94,8 @@ class LanguageModel(nn.Module):
     def init_weights(self, generator=None):
         """GPT-2's: N(0, 0.02); projections into the residual stream smaller by √(2 n_layer); biases zero."""
         for name, parameter in self.named_parameters():
+            if parameter.is_meta:  # a shape without numbers
+                continue
             if parameter.dim() == 2:
                 scale = math.sqrt(2 * self.config.n_layer) if name.endswith(self.RESIDUAL) else 1.0
                 parameter.normal_(0.0, 0.02 / scale, generator=generator)
@@ -138,7 +145,9 @@ class LanguageModel(nn.Module):
         if mask.dtype != torch.bool or mask.shape not in ((T, T), (len(tokens), T, T)):
             raise ValueError(f"{kind}: mask must be boolean (T,T) or (B,T,T), got {mask.dtype} {tuple(mask.shape)}")
         causal, device = torch.ones(T, T, dtype=torch.bool, device=tokens.device).tril(), tokens.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.head_weight.dtype
+        dtype = self.head_weight.dtype
+        if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves as it is
+            dtype = torch.get_autocast_dtype(device)
         return positions, additive((mask & causal).expand(len(tokens), T, T)[:, None], dtype)  # (B, 1, T, T)
 
     def logits(self, hidden):

@@ -261,3 +261,10 @@ def test_under_autocast_states_are_about_the_same(tiny_model, masked):
 def test_the_count_of_parameters_is_the_models(tiny_model):
     """Kills: a tied head counted twice, or a bias forgotten; the sizes of test_weights.py add the other forms."""
     assert tiny_model.config.parameters() == sum(p.numel() for p in tiny_model.parameters())
+
+
+def test_autocast_leaves_float64_as_it_is(tiny_model):
+    """Kills: a mask in autocast's dtype beside scores that are not; a GPU's autocast is on by default."""
+    tokens, mask = torch.tensor([[0, 1, 2]]), torch.ones(3, 3, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(tiny_model(tokens, mask=mask), tiny_model(tokens), rtol=1e-12, atol=1e-12)
