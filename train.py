@@ -73,13 +73,13 @@ class Stage:
         self.parts = {"policy": policy, "optimizer": self.optimizer, "scaler": self.scaler}  # of a checkpoint
         self.parts |= {"reference": reference} if flags.reference_refresh else {}
 
-    def store_reference(self, pairs, held_out, directory):
-        """Score every pair that this run will see with the reference, once; then free the memory of the reference."""
+    def store_reference(self, pairs, held_out, directory, fingerprint):
+        """Score every pair that this run will see with the reference, once; then free its memory, if it has its own."""
         flags, size, reduce = self.flags, self.flags.micro_batch_size, self.criterion.reduce
         steps = islice(batches(pairs, flags.batch_size, flags.seed), min(count_steps(flags, pairs)))
         groups = (group for step in chain(steps, [held_out]) for group, *_ in distributed.micro_batches(step, size))
         with lora.reference(self.reference):
-            self.stored = ReferenceLogps(directory, settings_of(flags, self.reference, self.device, reduce))
+            self.stored = ReferenceLogps(directory, settings_of(flags, fingerprint, self.device, reduce))
             self.stored.fill(self.asked, groups, self.device, self.autocast, len(pairs) + len(held_out), reduce)
         self.reference = self.asked = None
 
@@ -217,16 +217,16 @@ def first_fit(job, policy):
     return finished
 
 
-def preference_fit(job, policy, reference):
+def preference_fit(job, policy, reference, fingerprint):
     """The stage that the run is for; saves its model. Returns whether it was finished."""
     flags, held_out = job.flags, job.held_out
     stage = Stage(flags, policy, reference, flags.out)
     if flags.max_kl:
         stage.kl = functools.partial(sampled_kl, policy, reference, held_out, job.tokenizer, flags.seed)
     stage.criterion.know(job.pairs)
-    if reference and not flags.reference_refresh and not stage.criterion.loss:
+    if flags.stores_reference:
         del reference  # the stage frees it once its log-probabilities are stored
-        stage.store_reference(job.pairs, held_out, flags.cache)
+        stage.store_reference(job.pairs, held_out, flags.cache, fingerprint)
     save = functools.partial(save_outcome, policy, job.tokenizer, flags)
     finished = stage.fit(job.pairs, held_out, flags.loss_type, lambda: save("best"))
     save("model")
@@ -250,8 +250,8 @@ def train(job):
             if not alone and (finished := first_fit(job, policy)):
                 with mistakes():
                     policy, reference = load_models(flags, flags.out / "reference")
-                    note_reference(flags.out, policy)
-            finished = finished and preference_fit(job, policy, reference)
+                    identity["reference_sha256"] = note_reference(flags.out, policy)
+            finished = finished and preference_fit(job, policy, reference, identity.get("reference_sha256"))
     print(f"done: {flags.outcome}" if finished else f"stopped and saved in {flags.out}: --resume goes on")
     return 0 if finished else 130
 

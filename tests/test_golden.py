@@ -76,7 +76,7 @@ def trajectory(directory, dtype="float64", kind=train.Stage, cached=True, **sett
     )  # a reference of its own, so that the first loss is not log 2
     stage = kind(config, policy, reference if config.has_reference else None, Path(directory))
     if cached and stage.reference:
-        stage.store_reference(PAIRS, HELD_OUT, Path(directory) / "cache")
+        stage.store_reference(PAIRS, HELD_OUT, Path(directory) / "cache", "f00")
     stage.fit(PAIRS, HELD_OUT, "golden")
     lines = [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines]

@@ -10,7 +10,7 @@ names of GPT-2's own tensors, so that its weights fit.
 import torch.nn as nn
 import torch.nn.functional as F
 
-from dpo_min.model.attention import LanguageModel, attend
+from dpo_min.model.attention import LanguageModel, attend, embedding
 from dpo_min.model.config import GPTConfig
 
 
@@ -68,8 +68,8 @@ class GPT(LanguageModel):
 
     def __init__(self, config, generator=None):
         super().__init__(config)
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.wte = embedding(config.vocab_size, config.n_embd)
+        self.wpe = embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.norm_epsilon)
         if not config.tied:

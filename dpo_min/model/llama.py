@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from dpo_min.model.attention import LanguageModel, attend
+from dpo_min.model.attention import LanguageModel, attend, embedding
 from dpo_min.model.config import LlamaConfig
 
 
@@ -121,7 +121,7 @@ class Llama(LanguageModel):
 
     def __init__(self, config, generator=None):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.embed_tokens = embedding(config.vocab_size, config.n_embd)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.n_embd, config.norm_epsilon)
         if not config.tied:

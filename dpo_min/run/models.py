@@ -13,8 +13,9 @@ from dpo_min.run.session import save_model_directory
 def load_models(flags, directory=None):
     """(policy, reference) of a run that begins with --init, or with `directory`.
 
-    Of LoRA the policy is its own reference, with its adapter off, unless --reference names another. The reference is
-    None where the loss has none, and where --adapter has yet to be merged into --init, which both then begin with.
+    The policy as it begins is the reference, so one model is both where the reference is asked before the first step
+    alone; of LoRA it stays so, with the adapter off. --reference names another. The reference is None where the loss
+    has none, and where --adapter has yet to be merged into --init, which both then begin with.
     """
     policy = load_model(directory or flags.init)
     if flags.adapter and not directory:
@@ -25,8 +26,8 @@ def load_models(flags, directory=None):
         add_lora(policy, flags.lora, flags.lora_alpha, flags.lora_targets, torch.Generator().manual_seed(flags.seed))
     if not flags.has_reference:
         return policy, None
-    own = flags.lora and not flags.reference
-    return policy, policy if own else load_model(flags.reference or directory or flags.init)
+    own = flags.lora or (flags.stores_reference and not flags.max_kl)
+    return policy, policy if own and not flags.reference else load_model(flags.reference or directory or flags.init)
 
 
 def save_outcome(model, tokenizer, flags, name):

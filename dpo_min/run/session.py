@@ -81,7 +81,7 @@ def enter(flags, identity):
 
 
 def note_reference(directory, reference):
-    """Keep the hash of the reference that was made here, or compare it with the one that was kept.
+    """The hash of the reference that was made here, which is kept, or compared with the one that was.
 
     Raises:
         ValueError: the reference is not the one that the run was begun with.
@@ -94,6 +94,7 @@ def note_reference(directory, reference):
         else:
             resume.write_run(directory, before | {"reference_sha256": fingerprint})
     distributed.barrier()
+    return fingerprint
 
 
 def save_model_directory(model, tokenizer, directory, sealed=False):

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from dpo_min.data.batch import pack
-from dpo_min.model.weights import model_fingerprint
 from dpo_min.run import distributed
 from dpo_min.system.devices import processor
 from dpo_min.system.files import make_directory, open_regular, write_atomically
@@ -121,11 +120,11 @@ class ReferenceLogps:
         return sums.to(like.device).unbind(dim=1)
 
 
-def settings_of(flags, reference, device, reduce):
-    """What the numbers of a reference depend on, besides the pairs."""
+def settings_of(flags, fingerprint, device, reduce):
+    """What the numbers of a reference with this `model_fingerprint` depend on, besides the pairs."""
     names = ("batch_size", "micro_batch_size", "seed", "compile", "dtype")
     settings = {name: getattr(flags, name) for name in names} | {"device": device}
-    settings |= {"weights": model_fingerprint(reference, distributed.whole), "threads": torch.get_num_threads()}
+    settings |= {"weights": fingerprint, "threads": torch.get_num_threads()}
     settings["processor"] = processor(device)  # its instructions decide last bits
     return settings | ({"reduce": reduce} if isinstance(reduce, float) else {})
 

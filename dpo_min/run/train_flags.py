@@ -113,6 +113,11 @@ class TrainFlags(RowFlags):
         return any(name in OTHERS or ROWS[name].reference for name in self.losses if name != "sft")
 
     @property
+    def stores_reference(self):
+        """Whether log π_ref of every pair is computed before the first step, and no reference is asked afterwards."""
+        return self.has_reference and not self.reference_refresh and self.rows == "pairs"
+
+    @property
     def rows(self):
         """What a row of the data is: "pairs", or what dpo_min/data/judgements.py reads."""
         return OTHERS.get(self.loss_type, "pairs")

@@ -108,7 +108,7 @@ def test_step_0_has_no_reward_yet_a_gradient(place, lora, dtype, init, live, mon
     """Kills: a reference that is asked with the adapter on, or in another precision than the policy."""
     flags, out = lora
     if live:
-        monkeypatch.setattr(train.Stage, "store_reference", lambda *arguments: None)
+        monkeypatch.setattr(TrainFlags, "stores_reference", False)
     assert fit(*flags, "--init", place / init, "--dtype", dtype, "--max-steps", 2, "--out", out / "run") == 0
     lines = metrics(out / "run")
     for line in lines[:2]:  # the held-out rows, and the first step's own
@@ -125,7 +125,7 @@ def test_the_stored_reference_is_the_live_one_and_that_of_a_full_run(lora, monke
     with monkeypatch.context() as patch:
         patch.setattr(stored_reference.ReferenceLogps, "find", never_missing(stored_reference.ReferenceLogps.find))
         assert fit(*flags, "--max-steps", 3, "--out", out / "cached") == 0
-    monkeypatch.setattr(train.Stage, "store_reference", lambda *arguments: None)
+    monkeypatch.setattr(TrainFlags, "stores_reference", False)
     assert fit(*flags, "--max-steps", 3, "--out", out / "live") == 0
     assert metrics(out / "cached") == metrics(out / "live")
     assert equal(adapter(out / "cached" / "adapter"), adapter(out / "live" / "adapter"))
@@ -360,7 +360,7 @@ def test_what_is_stored_is_the_network_with_its_adapter_off_whatever_the_adapter
     with torch.no_grad():
         on = batch_logps(policy, batch)
     live = torch.cat(stage.reference_logps(pairs, batch, on))
-    stage.store_reference(pairs, pairs, tmp_path)
+    stage.store_reference(pairs, pairs, tmp_path, "f00")
     stored = torch.cat(stage.reference_logps(pairs, batch, on))
     torch.testing.assert_close(stored, live, rtol=0, atol=1e-5)
     assert not torch.allclose(stored, on, rtol=0, atol=1e-2)
@@ -382,7 +382,7 @@ def fit_stage(directory, shard=False):
     add_lora(policy, 3, 6.0, (), torch.Generator().manual_seed(0))
     stage = train.Stage(flags, policy, policy, directory)
     if directory.name != "live":
-        stage.store_reference(PAIRS, PAIRS[:5], directory / "cache")
+        stage.store_reference(PAIRS, PAIRS[:5], directory / "cache", "f00")
     assert stage.fit(PAIRS, PAIRS[:5], "fit")
     held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in policy.parameters())
     assert shard == (held < 0.7 * sum(p.numel() for p in policy.parameters()))

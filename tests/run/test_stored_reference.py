@@ -20,7 +20,9 @@ from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.weights import load_model, model_fingerprint
 from dpo_min.run import session, stored_reference
 from dpo_min.run.job import prepare
+from dpo_min.run.models import load_models
 from dpo_min.run.stored_reference import ReferenceLogps, follow, pair_digest
+from dpo_min.run.train_flags import TrainFlags
 from dpo_min.system import program
 
 SETTINGS = {"batch_size": 8, "micro_batch_size": 4, "seed": 0, "dtype": "auto", "weights": "f00", "device": "cpu"}
@@ -456,7 +458,7 @@ def test_a_pair_that_stands_in_two_batches_has_the_number_of_each(tmp_path, uneq
 def fit_live(monkeypatch, *argv):
     """The command with the reference kept, and asked in every step."""
     with monkeypatch.context() as patch:
-        patch.setattr(train.Stage, "store_reference", lambda *arguments: None)
+        patch.setattr(TrainFlags, "stores_reference", False)
         return fit(*argv)
 
 
@@ -470,6 +472,24 @@ def test_a_run_with_a_stored_reference_is_the_run_with_a_live_one(tmp_path, base
     if "max-steps 3" in argv:  # of one epoch, whose batches are those that were scored
         assert stored == live
     assert live[-1]["rewards/margins"] != 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "one"),
+    [
+        ("", True),
+        ("--loss-type simpo", False),
+        ("--reference-refresh 2", False),
+        ("--max-kl 1", False),
+        ("--reference", False),
+    ],
+)
+def test_a_reference_that_is_asked_before_the_first_step_alone_is_the_policy(base, argv, one):
+    """Kills: a second copy of the weights, loaded, hashed and freed again; a live reference that is trained."""
+    directory = [base[base.index("--init") + 1]] if argv == "--reference" else []
+    policy, reference = load_models(prepare([str(a) for a in [*base, *argv.split(), *directory]]).flags)
+    assert (reference is policy) == one
+    assert (reference is None) == ("simpo" in argv)
 
 
 def test_what_the_numbers_depend_on_has_a_file_of_its_own_and_nothing_else_has(tmp_path, base, prefs):
