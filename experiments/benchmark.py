@@ -1,11 +1,13 @@
-"""What each lever gains: the textbook loop against the fast paths, added one at a time.
+"""What a user waits for, and what each lever gains: the programs, then the textbook loop and the fast paths.
 
     python -m experiments.benchmark                                   GPT-2 124M, 24 pairs, on this machine
     python -m experiments.benchmark --data prefs.jsonl.gz --tokenizer gpt2/ --pairs 64
+    python -m experiments.benchmark --part programs --model DIR --data prefs.jsonl --beside "python other.py {model}"
 
-Every row is a process of its own, with the same weights, pairs and steps, so that its peak memory is its own
-(benchmark_rows.py). Pairs per second count the reference's pass. Without --data the pairs have random tokens and the
-lengths of real dialogues. Decoding is measured too: prompts of 64 tokens, 64 more drawn among the 50 likeliest.
+The programs are measured from their start to their end (benchmark_programs.py). Every row of the levers' table is a
+process of its own, with the same weights, pairs and steps, so that its peak memory is its own (benchmark_rows.py).
+Pairs per second count the reference's pass. Without --data the pairs have the lengths of real dialogues, and random
+tokens. Decoding is measured too: prompts of 64 tokens, 64 more drawn among the 50 likeliest.
 Renews the tables in --out, and the picture, which is drawn from the table; `--part` takes one of these.
 """
 
@@ -25,12 +27,13 @@ import torch
 from dpo_min.model.gpt import GPTConfig
 from dpo_min.system import devices
 from dpo_min.system.picture import pyplot, save
-from experiments import benchmark_rows
+from experiments import benchmark_programs, benchmark_rows
 from experiments.benchmark_rows import DECODERS, LEVERS, NEW_TOKENS, PROMPT_TOKENS, TOP_K, read_pairs
 
 plt = pyplot()
 
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
+BEGIN_PROGRAMS, END_PROGRAMS = "<!-- programs -->", "<!-- end of programs -->"
 BEGIN_DECODING, END_DECODING = "<!-- decoding -->", "<!-- end of decoding -->"
 STARTS = ["train.py", "--help"], ["sample.py", "--help"], ["-c", "import torch"]
 ROW = re.compile(r"^\| \*\*(.+?)\*\*.*? \| ([\d.]+) \| \d+ \| .* \| ([\d.]+) GiB \|", re.MULTILINE)
@@ -170,7 +173,9 @@ def main():
     """Measure one variant, or all of them and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--part", choices=["training", "decoding", "picture"], help="only this; picture: from the table on the page"
+        "--part",
+        choices=["programs", "training", "decoding", "picture"],
+        help="only this; picture: from the table on the page",
     )
     parser.add_argument(
         "--variant", choices=[*LEVERS, "decoding"], help="measure this one in this process and print JSON"
@@ -184,6 +189,11 @@ def main():
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU (default: all)")
     parser.add_argument("--shape", type=int, nargs=5, default=[50257, 1024, 12, 12, 768], help="V, block, L, heads, C")
+    parser.add_argument("--model", help="programs: a model directory; default: --shape with random weights")
+    parser.add_argument("--flags", default="", help="programs: more flags of train.py")
+    parser.add_argument("--beside", help="programs: another trainer's command, with {model}, {data} and {pairs}")
+    parser.add_argument("--repetitions", type=int, default=3, help="programs: how many (default: 3)")
+    parser.add_argument("--folder", help="programs: where to write models and runs; default: that of temporary files")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"), help="the page; its table is replaced")
     options = parser.parse_args()
     if options.variant:
@@ -192,6 +202,8 @@ def main():
         return
     page = options.out.read_text(encoding="utf-8") if options.out.exists() else ""
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.part in (None, "programs"):
+        page = renewed(page, BEGIN_PROGRAMS, END_PROGRAMS, programs_text(options))
     if options.part in (None, "training"):
         page = renewed(page, BEGIN, END, training(options))
     if options.part in (None, "decoding"):
@@ -204,6 +216,19 @@ def main():
         picture.parent.mkdir(exist_ok=True)
         draw_levers(page, picture)
     print(f"written: {options.out}, {picture}")
+
+
+def programs_text(options):
+    """Measure the programs, and return the text."""
+    device, _ = devices.choose_device(options.device, options.dtype)
+    shape = options.model or f"GPT-2's shape, {options.shape[2]} layers of {options.shape[4]}, random weights"
+    text = f"""{hardware(device)}, PyTorch {torch.__version__}, {options.dtype}. {options.pairs} pairs in steps of
+{options.batch_size}; {shape}. Medians of {options.repetitions} runs, with the least and the greatest.
+
+{benchmark_programs.programs(options)}
+"""
+    print(text)
+    return text
 
 
 def training(options):

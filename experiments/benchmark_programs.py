@@ -1,0 +1,135 @@
+"""The programs as a person starts them: train.py and sample.py from the command to its end, with the memory of each.
+
+A run writes config.json when its models are loaded, the stored reference when every pair is scored, metrics.jsonl
+after each step; when these files were last written says where the time went.
+"""
+
+import json
+import os
+import random
+import shlex
+import statistics
+import string
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice, pairwise
+from pathlib import Path
+
+import torch
+
+from dpo_min.data.lines import read_rows
+from dpo_min.data.tokenizer import load_tokenizer
+from dpo_min.model.gpt import GPT, GPTConfig
+from dpo_min.model.weights import save_model
+from experiments.benchmark_rows import NEW_TOKENS, PROMPT_TOKENS, TOP_K, read_pairs
+from experiments.pages import table
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = "before", "reference", "steps", "after"
+
+
+def timed(command, name):
+    """(seconds, GiB at most, when it began) of a process; the benchmark ends where it fails."""
+    begin = time.time()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{name}: {shlex.join(map(str, command))} ended with {process.returncode}")
+    peak = usage.ru_maxrss * (1024 if sys.platform == "linux" else 1)
+    return time.time() - begin, peak / 2**30, begin
+
+
+def make_job(options, folder):
+    """(model directory, data file): what options name, or random weights and random letters of a dialogue's lengths."""
+    model, data = options.model, folder / "prefs.jsonl"
+    if not model:
+        tokenizer, model = load_tokenizer(options.tokenizer if options.data else "bytes"), folder / "model"
+        model.mkdir()
+        tokenizer.save(model)
+        weights = GPT(GPTConfig(*options.shape), torch.Generator().manual_seed(0))
+        save_model(weights, model, tokenizer.end_of_text)
+    if options.data:
+        rows = [row for _, row, _ in islice(read_rows(Path(options.data)), options.pairs)]
+    else:
+        draw = random.Random(0)
+        pairs = read_pairs(options, len(string.ascii_letters))
+        sides = ("prompt", "chosen", "rejected")
+        texts = (
+            ["".join(draw.choices(string.ascii_letters, k=len(getattr(p, f"{s}_ids")))) for s in sides] for p in pairs
+        )
+        rows = [json.dumps(dict(zip(sides, three, strict=True))).encode() for three in texts]
+    data.write_bytes(b"".join(row + b"\n" for row in rows))
+    return Path(model).resolve(), data
+
+
+def training(options, model, data, out):
+    """Name of a stage → seconds of one run of train.py; "whole" and "peak" beside them."""
+    command = [sys.executable, "train.py", "--init", model, "--data", data, "--out", out, "--eval-fraction", "0"]
+    command += ["--batch-size", options.batch_size, "--log-every", "1", "--dtype", options.dtype, "--device"]
+    command += [options.device, *shlex.split(options.flags)]
+    whole, peak, begin = timed([*map(str, command)], "train.py")
+    stored = [path.stat().st_mtime for path in (out.parent / "cache").glob("reference-*.npz")]
+    opened, ended = ((out / name).stat().st_mtime for name in ("config.json", "metrics.jsonl"))
+    marks = [begin, opened, max([opened, *stored]), ended, begin + whole]
+    return dict(zip(STAGES, (b - a for a, b in pairwise(marks)), strict=True)) | {
+        "whole": whole,
+        "peak": peak,
+    }
+
+
+def sampling(options, model, batch):
+    """(seconds, GiB) of sample.py that answers one prompt of `PROMPT_TOKENS` letters `batch` times."""
+    command = [sys.executable, "sample.py", "--model", model, "--prompt", "a" * PROMPT_TOKENS, "--template", "none"]
+    command += ["--num-samples", batch, "--max-new-tokens", NEW_TOKENS, "--top-k", TOP_K, "--device", options.device]
+    return timed([*map(str, command), "--dtype", options.dtype], "sample.py")[:2]
+
+
+def spread(values, form="{:.1f}"):
+    """The median, and the least and greatest where there are several."""
+    middle = form.format(statistics.median(values))
+    return f"{middle} ({form.format(min(values))}–{form.format(max(values))})" if len(values) > 1 else middle
+
+
+def programs(options):
+    """Markdown: train.py stage by stage, another trainer beside it in alternating order, and sample.py."""
+    ours, theirs, answers = [], [], {1: [], 8: []}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        folder = Path(folder)
+        model, data = make_job(options, folder)
+        for k in range(options.repetitions):
+            turns = [lambda k=k: ours.append(training(options, model, data, folder / str(k) / "run"))]
+            if options.beside:
+                other = shlex.split(options.beside.format(model=model, data=data, pairs=options.pairs))
+                turns.append(lambda other=other: theirs.append(timed(other, "--beside")[:2]))
+            for turn in turns[:: -1 if k % 2 else 1]:  # each is first in every second repetition
+                turn()
+            print(f"repetition {k + 1}: {ours[-1]['whole']:.1f} s", *(f"{s:.1f} s" for s, _ in theirs[-1:]), flush=True)
+            for batch in () if options.flags else answers:
+                answers[batch].append(sampling(options, model, batch))
+    return report(options, ours, theirs, answers)
+
+
+def report(options, ours, theirs, answers):
+    """The text of `programs`, from what was measured."""
+    name = f"`train.py{' ' + options.flags if options.flags else ''}`"
+    cells = [spread([run[stage] for run in ours]) for stage in (*STAGES, "whole")]
+    trained = [options.pairs / (run["reference"] + run["steps"]) for run in ours]
+    rows = [[name, *cells, spread(trained, "{:.2f}"), spread([run["peak"] for run in ours])]]
+    if theirs:
+        seconds, peaks = zip(*theirs, strict=True)
+        rows.append([f"`{Path(shlex.split(options.beside)[1]).name}`", *"––––", spread(seconds), "–", spread(peaks)])
+        ratios = [other / run["whole"] for (other, _), run in zip(theirs, ours, strict=True)]
+        memory = [other / run["peak"] for (_, other), run in zip(theirs, ours, strict=True)]
+        rows.append(["ratio", *"––––", spread(ratios), "–", spread(memory)])
+    heads = ["program", *(f"{stage}, s" for stage in STAGES), "whole, s", "pairs/s", "GiB"]
+    text = table(heads, rows)
+    if any(answers.values()):
+        lines = [
+            [f"`sample.py --num-samples {batch}`", *(spread(column) for column in zip(*runs, strict=True))]
+            for batch, runs in answers.items()
+        ]
+        text += "\n\n" + table([f"{NEW_TOKENS} new tokens an answer", "whole, s", "GiB"], lines)
+    return text
