@@ -11,6 +11,7 @@ PAIRS ?= 10000
 SFT_STEPS ?= 300
 STEPS ?= 250
 FRESH ?= 3000
+PAGES := $(shell grep -ls "from tests.browser import" tests/*/test_*.py)
 
 .PHONY: help setup train evaluate test test-browser hunt proof figures explainer walkthrough frontier mutants torture golden real bench bench-gpu links lint format clean
 
@@ -60,9 +61,12 @@ evaluate: $(RUN)/report.md $(DATA)/fresh.jsonl ## Measure the demo's model on pr
 test: $(VENV)/installed ## Run every test
 	$(PY) -m pytest -q
 
-test-browser: $(VENV)/installed requirements-browser.txt ## Try the web pages in Chromium: apt-get install chromium chromium-driver
+$(VENV)/browser: requirements-browser.txt | $(VENV)/installed
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
-	BROWSER=1 $(PY) -m pytest -q tests/browser
+	@touch $@
+
+test-browser: $(VENV)/browser ## Test the pages in a real browser: apt install chromium chromium-driver
+	BROWSER=1 $(PY) -m pytest -q $(PAGES)
 
 hunt: $(VENV)/installed ## Search for failures: try every property on 20 times the examples, on others each time
 	HUNT=20 $(PY) -m pytest -q -m "" -k "not mutant" $(HUNTED)

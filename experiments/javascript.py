@@ -1,7 +1,7 @@
 """The tables of losses in JavaScript, translated from their own source, so that a page computes what the library does.
 
 A loss stands in its table alone: a new row comes to the page by itself, or is refused here where it uses something that
-this file cannot translate. tests/browser compares every translated formula with the library's.
+this file cannot translate. tests/experiments/test_explainer_page.py compares every formula with the library's.
 """
 
 import ast

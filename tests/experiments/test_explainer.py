@@ -1,4 +1,4 @@
-"""docs/explainer.html is what its generator writes; how it behaves is tested in a browser, in tests/browser."""
+"""docs/explainer.html is what its generator writes; test_explainer_page.py tests in a browser how it behaves."""
 
 import ast
 import json

@@ -13,17 +13,42 @@ from dpo_min.margin_losses import MARGIN_LOSSES
 from dpo_min.objective import expectation, kl_divergence, log_partition, objective, optimal_policy
 from experiments import explainer_numbers as numbers
 from experiments import theorem
+from tests.browser import chromium, needs_browser
 
+pytestmark = needs_browser
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "explainer.html"
 WORLD = numbers.make_world()
 ANSWERS = len(WORLD.completions)
 WRITTEN = 1e-8  # a number is written with ten digits
 
 
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
 @pytest.fixture
 def page(browser):
+    """The page, opened; it may not complain, of an error of its script or of a file that is missing."""
+    browser.get_log("browser")
     browser.get(PAGE.as_uri())
-    return Page(browser)
+    yield Page(browser)
+    assert browser.get_log("browser") == []
+
+
+@pytest.fixture
+def look(browser):
+    """look(width, scheme, media): the size of the screen, "light" or "dark", and "print" for paper."""
+
+    def emulate(width, scheme="light", media=""):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+
+    yield emulate
+    emulate(1400)
 
 
 class Page:
