@@ -161,9 +161,8 @@ function chooseLoss() {
   const row = N.losses[$("loss").value];
   $("about").innerHTML = `${html(row.about)}. <i>${html(row.source)}</i>`;
   $("arguments").innerHTML = Object.entries(row.arguments).filter(([, start]) => start !== null).map(([key, start]) => {
-    const most = key === "label_smoothing" ? 'max="0.49"' : ""; // ½ would be no information
-    const least = key === "label_smoothing" ? 0.01 : 0;
-    return `<label for="argument-${key}">${key.replace("_", " ")} <input type="number" id="argument-${key}" value="${start}" step="any" min="${least}" ${most} required></label>`;
+    const [least, most] = key === "label_smoothing" ? [0.01, 0.49] : [0, N.pair.most]; // at ½ a label says nothing
+    return `<label for="argument-${key}">${key.replace("_", " ")} <input type="number" id="argument-${key}" value="${start}" step="any" min="${least}" max="${most}" required></label>`;
   }).join("");
   const notes = [
     row.reference ? "" : "This loss has no reference: a and b are log π itself" + (row.mean ? ", per token." : "."),
@@ -188,7 +187,7 @@ function showPair() {
   put("pair-loss", loss);
   put("slope-a", slopes[0]);
   put("slope-b", slopes[1]);
-  put("weight", sigmoid(-beta * h));
+  put("weight", -slopes[0] / beta);
   const places = range(241).map((k) => -24 + k / 10);
   const curves = { chosen: places.map((x) => [x, lossAt(name, x, l)]), rejected: places.map((x) => [x, lossAt(name, w, x)]) };
   // The steepest tenth of both curves is left out, so that the rest can be seen.
@@ -292,6 +291,7 @@ function showData() {
   const found = N.data.ends[`${noise},${size ?? "all"}`][dataLoss()], goal = N.steps.all.optimum;
   const mean = (numbers) => numbers.reduce((sum, x) => sum + x, 0) / numbers.length;
   put("noise-value", noise);
+  $("noise").setAttribute("aria-valuetext", fixed(noise, 1));
   $("size-value").textContent = sizeName(size);
   $("size").setAttribute("aria-valuetext", sizeName(size));
   put("data-sets", found.kl.length);

@@ -156,18 +156,25 @@ def test_the_slider_shows_the_optimum_at_every_place(page):
     assert page.column("beta-table", 2) == pytest.approx(reward.tolist(), abs=5.1e-3)
 
 
-def test_the_dot_lies_on_the_curve(page):
+# How far the dot of a chart is from its curve, and the angle between the curve and the tangent there, if there is one.
+NEAR = """
+    const find = (kind) => document.querySelector(arguments[0] + kind);
+    const [dot, curve, tangent] = [".dot", ".curve", ".tangent"].map(find);
+    const [x, y, length] = [dot.cx.baseVal.value, dot.cy.baseVal.value, curve.getTotalLength()];
+    const points = Array.from({length: 3001}, (_, k) => curve.getPointAtLength(k * length / 3000));
+    const far = points.map((p) => Math.hypot(p.x - x, p.y - y)), k = far.indexOf(Math.min(...far));
+    const angle = (p, q) => Math.atan2(q.y - p.y, q.x - p.x);
+    const ends = tangent && [0, tangent.getTotalLength()].map((l) => tangent.getPointAtLength(l));
+    return [far[k], tangent ? Math.abs(angle(...ends) - angle(points[k - 20], points[k + 20])) : 0];
+"""
+
+
+@pytest.mark.parametrize("place", [0, 20, 40, 80])
+def test_the_dot_lies_on_the_curve_of_all_optima(page, place):
     """Kills: a chart whose axes are scaled in two ways."""
     page.open()
-    for place in (0, 20, 40, 80):
-        page.set("beta", place)
-        near = page.run("""
-            const [dot, curve] = [".dot", ".curve"].map((kind) => document.querySelector(`#beta-chart ${kind}`));
-            const [x, y, length] = [dot.cx.baseVal.value, dot.cy.baseVal.value, curve.getTotalLength()];
-            const distance = (t) => { const p = curve.getPointAtLength(t); return Math.hypot(p.x - x, p.y - y); };
-            return Math.min(...Array.from({length: 2001}, (_, k) => distance(k * length / 2000)));
-        """)
-        assert near < 0.5
+    page.set("beta", place)
+    assert page.run(NEAR, "#beta-chart ")[0] < 0.5
 
 
 # 2. One pair.
@@ -197,10 +204,24 @@ def test_a_pair_shows_the_loss_its_slopes_and_the_weight(page, name):
                 slopes = slope, -slope
             else:
                 loss, slopes = row.value(a, b, beta, **more), row.slopes(a, b, beta, **more)
-            expected = [a, b, h, loss, *slopes, gradient_weight(h, beta)]
+            expected = [a, b, h, loss, *slopes, -slopes[0] / beta]
             assert shown == pytest.approx([float(x) for x in expected], rel=1e-9, abs=1e-9), (chosen, rejected, beta)
             if name == "sigmoid":
-                assert shown[4:6] == pytest.approx([float(x) for x in dpo_gradient(h, beta)], rel=1e-9)
+                closed = [*dpo_gradient(h, beta), gradient_weight(h, beta)]
+                assert shown[4:] == pytest.approx([float(x) for x in closed], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "ipo", "nca", "simpo", "orpo", "cpo", "rpo"])
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_the_dot_lies_on_the_curve_of_the_loss_and_the_tangent_along_it(page, side, name):
+    """Kills: the curve of the other answer, a slope per token against a curve per answer."""
+    page.open()
+    page.set("loss", name, "change")
+    page.set("pair-beta", 5)
+    page.set("chosen", -11.5)
+    page.set("rejected", -9.2)
+    distance, angle = page.run(NEAR, f"#{side}-chart ")
+    assert distance < 0.6 and angle < 0.06
 
 
 def test_the_parameters_of_a_loss_can_be_set_and_a_wrong_one_changes_nothing(page):
