@@ -11,8 +11,9 @@ PAIRS ?= 10000
 SFT_STEPS ?= 300
 STEPS ?= 250
 FRESH ?= 3000
+PAGES := $(shell grep -ls "from tests.browser import" tests/*/test_*.py)
 
-.PHONY: help setup train evaluate test hunt proof figures frontier mutants torture golden real bench bench-gpu links lint format clean
+.PHONY: help setup train evaluate test test-browser hunt proof figures explainer walkthrough frontier mutants torture golden real bench bench-gpu links lint format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -60,6 +61,13 @@ evaluate: $(RUN)/report.md $(DATA)/fresh.jsonl ## Measure the demo's model on pr
 test: $(VENV)/installed ## Run every test
 	$(PY) -m pytest -q
 
+$(VENV)/browser: requirements-browser.txt | $(VENV)/installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	@touch $@
+
+test-browser: $(VENV)/browser ## Test the pages in a real browser: apt install chromium chromium-driver
+	BROWSER=1 $(PY) -m pytest -q $(PAGES)
+
 hunt: $(VENV)/installed ## Search for failures: try every property on 20 times the examples, on others each time
 	HUNT=20 $(PY) -m pytest -q -m "" -k "not mutant" $(HUNTED)
 
@@ -68,6 +76,12 @@ proof: $(VENV)/installed ## Run the theorem and check five results: writes docs/
 
 figures: proof ## Draw every picture of docs/derivation.md and docs/proof.md again
 	$(PY) -m experiments.figures
+
+explainer: $(VENV)/installed ## Write docs/explainer.html, the page to touch
+	OMP_NUM_THREADS=1 $(PY) -m experiments.explainer
+
+walkthrough: $(VENV)/installed ## Write docs/walkthrough.ipynb, the notebook to read
+	OMP_NUM_THREADS=1 $(PY) -m experiments.walkthrough
 
 frontier: $(RUN)/model/config.json ## Compare DPO with what it replaces: writes docs/frontier.md and docs/data.md; goes on where it stopped
 	$(PY) -m experiments.frontier --demo $(RUN) --data $(DATA)/prefs.jsonl $(FRONTIER)
