@@ -49,22 +49,29 @@ class Yours:
 
     def __call__(self, *values):
         """What the learner's function returns; raises `Wrong`, or whatever that function raises."""
-        given = self.words(values)
-        self.calls.append(call := Call(given))
-        before = [value.clone() if isinstance(value, torch.Tensor) else value for value in values]
-        call.got, call.returned = self.function(*values), True
-        call.want = self.real(*before)
-        if not all(map(close, values, before)):
+        self.calls.append(call := Call(given := self.words(values)))
+        theirs = [value.clone() if isinstance(value, torch.Tensor) else value for value in values]
+        call.got, call.returned = self.function(*theirs), True
+        call.want = self.real(*values)
+        if not all(map(close, theirs, values)):
             sentence = "A function leaves its arguments as they are."
-            raise Wrong(Finding("inputs", sentence, given, f"{self.words(values)} afterwards", "what they were"))
+            raise Wrong(Finding("inputs", sentence, given, f"{self.words(theirs)} afterwards", "what they were"))
         if kind(call.got) != kind(call.want):
-            note = ": is there a `return`?" if call.got is None else ""
-            raise Wrong(Finding(*sort(call.got, call.want), given, kind(call.got) + note, kind(call.want)))
+            raise Wrong(Finding(*sort(call.got, call.want), given, kind(call.got) + note(call.got), kind(call.want)))
         return call.got
 
     def words(self, values):
         """The arguments of a call."""
         return arguments(inspect.signature(self.real).bind(*values).arguments)
+
+
+def note(got):
+    """What a result that is no tensor often comes from."""
+    if got is None:
+        return ": is there a `return`?"
+    return (
+        ": what `math` has takes a number and gives one; a tensor has .log(), .exp()" if isinstance(got, float) else ""
+    )
 
 
 def sort(got, want):
@@ -151,7 +158,7 @@ def examine(exercise, text, file):
 
     Args: file, the path that errors name.
     """
-    calls = []
+    calls, names = [], None
     try:
         wanted, got = (cut.signature(source, exercise.name) for source in (exercise.source, text))
         if got != wanted:
@@ -166,7 +173,8 @@ def examine(exercise, text, file):
     except SyntaxError as error:
         return Finding("error", f"Python cannot read the file: {error.msg}", line=error.lineno)
     except (Exception, SystemExit) as error:
-        return failure(exercise, text, file, error, calls[-1].given if calls else "")
+        found = failure(exercise, text, file, error, calls[-1].given if calls else "")
+        return replace(found, why=explain(exercise, names)) if calls else found
 
 
 def failure(exercise, text, file, error, given):

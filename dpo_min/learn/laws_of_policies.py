@@ -149,6 +149,15 @@ def large_rewards_do_not_overflow(yours):
         yield holds(torch.isfinite(out), out, "finite numbers")
 
 
+@law("log_partition", "optimal_policy")
+def each_prompt_is_on_its_own(yours):
+    """Axes before the last are prompts: what is returned for two of them is what is returned for each alone."""
+    refs, rewards = torch.stack([REF, POLICY]), torch.stack([REWARD, 2 * REWARD])
+    both, alone = yours(refs, rewards, 1.0), [yours(*pair, 1.0) for pair in zip(refs, rewards, strict=True)]
+    given = f"log_ref = log {shown(refs.exp())}, reward = {shown(rewards)}, beta = 1"
+    yield equal(both, torch.stack(alone), given)
+
+
 @law("implicit_reward")
 def a_policy_that_is_the_reference_has_no_reward(yours):
     """Where π = π_ref every reward is 0."""

@@ -1,6 +1,5 @@
 """The exercises as a learner meets them: the folder, its Makefile, and the programs, each in a process of its own."""
 
-import json
 import os
 import re
 import subprocess
@@ -9,7 +8,7 @@ import sys
 import pytest
 
 from dpo_min.learn import __main__ as program
-from dpo_min.learn import cut, folder
+from dpo_min.learn import check, cut, folder
 from dpo_min.learn.course import ROOT, exercises
 
 COURSE = {exercise.name: exercise for exercise in exercises()}
@@ -39,16 +38,6 @@ def learn(mine, *words, code=0):
     return shown.stdout + shown.stderr
 
 
-def test_the_page_shows_what_a_check_says(mine):
-    """Kills: a message of docs/learning.md that no program prints."""
-    page = (ROOT / "docs" / "learning.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```\n(dpo_min.*?)```", page, re.DOTALL)
-    write(mine, "expectation")
-    write(mine, "kl_divergence", "    return expectation(log_p, log_q - log_p)\n")
-    shown = learn(mine, "check", code=1)
-    assert re.sub(r"\S*docs/", "../docs/", re.sub(r"py:\d+", "py", shown)) == re.sub(r"py:\d+", "py", example)
-
-
 def test_a_loop_without_end_is_stopped_and_named_with_its_line(mine):
     """Kills: a limit that a loop inside C, which no signal interrupts, escapes."""
     write(mine, "expectation", "    from itertools import repeat\n    return max(repeat(1))\n")
@@ -59,32 +48,43 @@ def test_a_loop_without_end_is_stopped_and_named_with_its_line(mine):
     assert shown.startswith(f"dpo_min/objective.py:{line}: expectation has not ended after 2 seconds"), shown
 
 
-def test_with_all_bodies_in_place_all_are_right_and_training_runs_them(mine):
+def test_training_in_the_folder_runs_the_learners_functions(mine):
     """Kills: a folder whose files the training passes by."""
-    assert "0 of 25; next: expectation" in learn(mine, "check")
-    assert "Not all are written yet" in learn(mine, "check", "--all", code=1)
     for name in COURSE:
         write(mine, name)
-    path = mine / "dpo_min" / "preference.py"
-    path.write_text(
-        path.read_text(encoding="utf-8") + '\n\nprint("the preference.py of", __file__)\n', encoding="utf-8"
-    )
-    data = "".join(json.dumps({"prompt": "a", "chosen": "b" * i, "rejected": "c" * i}) + "\n" for i in range(1, 9))
-    (mine / "prefs.jsonl").write_text(data)
-    command = subprocess.run(["make", "-n", "train"], cwd=mine, capture_output=True, text=True).stdout
-    assert re.search(r"learn check --folder \. +--all", command) and 'RUN="' in command
-    environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": f"{mine}{os.pathsep}{ROOT}"}
-    flags = (
-        "--n-layer 1 --n-head 1 --n-embd 8 --block-size 32 --max-length 32 --max-steps 1 --sft-steps 1 --batch-size 2"
-    )
+    path = mine / "dpo_min" / "losses.py"
+    path.write_text(path.read_text(encoding="utf-8") + '\n\nprint("losses of", __file__)\n', encoding="utf-8")
+    (mine / "prefs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 2)
+    recipe = subprocess.run(["make", "-n", "train"], cwd=mine, capture_output=True, text=True).stdout
+    place = re.search(r'PYTHONSAFEPATH=1 PYTHONPATH="(.*?)"', recipe.partition("--all")[2])[1]
+    flags = "--loss-type sft --n-layer 1 --n-head 1 --n-embd 8 --block-size 32 --max-length 32 --max-steps 1"
     train = [sys.executable, "train.py", "--data", mine / "prefs.jsonl", "--out", mine / "run", *flags.split()]
+    environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": place}
     shown = subprocess.run(train, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert shown.returncode == 0, shown.stderr
-    assert f"the preference.py of {path}" in shown.stdout and "done:" in shown.stdout
-    assert "25 of 25: all are right" in learn(mine, "check", "--all")
+    assert f"losses of {path}" in shown.stdout and "done:" in shown.stdout, shown.stderr
 
 
 # The rest in this process.
+
+
+def test_progress_is_counted_up_to_the_first_that_fails_or_is_missing(mine, tmp_path, capsys):
+    """Kills: a check that goes on after a failure, or that takes what is missing for right."""
+    with open(tmp_path / "trace", "w", encoding="utf-8") as trace:
+        assert check.check(mine, 60, trace) == check.UNFINISHED
+        assert "0 of 25; next: expectation" in capsys.readouterr().out
+        for name in COURSE:
+            write(mine, name)
+        write(mine, "margin", "    return policy_chosen_logps\n")
+        write(mine, "objective", "    return log_policy\n")
+        assert check.check(mine, 60, trace) == check.WRONG
+        assert "2 of 25; next: objective" in capsys.readouterr().out
+        write(mine, "objective")
+        assert check.check(mine, 60, trace) == check.WRONG
+        assert "9 of 25; next: margin" in capsys.readouterr().out
+        write(mine, "margin")
+        assert check.check(mine, 60, trace) == check.RIGHT
+        assert "25 of 25: all are right" in capsys.readouterr().out
+        assert folder.progress(mine)["at"] is None
 
 
 def said(capsys, monkeypatch, mine, *words):
@@ -144,3 +144,16 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path, capsys, monkeypatch):
 def test_progress_that_is_not_readable_is_forgotten(mine):
     (mine / "progress.json").write_text("{")
     assert folder.progress(mine) == {"at": None, "hints": {}}
+
+
+def test_the_page_shows_what_a_check_says(mine, capsys, monkeypatch):
+    """Kills: a message of docs/learning.md that no program prints."""
+    page = (ROOT / "docs" / "learning.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```\n(dpo_min.*?)```", page, re.DOTALL)
+    write(mine, "expectation")
+    write(mine, "kl_divergence", "    return expectation(log_p, log_q - log_p)\n")
+    monkeypatch.chdir(mine)
+    with open(mine / "trace", "w", encoding="utf-8") as trace:
+        check.check(mine, 60, trace)
+    shown = re.sub(r"\S*docs/", "../docs/", capsys.readouterr().out)
+    assert re.sub(r"py:\d+", "py", shown) == re.sub(r"py:\d+", "py", example)
