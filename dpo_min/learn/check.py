@@ -56,8 +56,10 @@ def report(exercise, finding, path, text):
 def come_next(exercise, path, text, right, total):
     """What is to be written next."""
     line, equation = cut.equation(text, exercise.name)
+    begun = " (one of its two bodies is still missing)" if cut.is_begun(text, exercise.name) else ""
+    place = f"{near(path)}:{cut.place(text, exercise.name)}{begun}"
     return (
-        f"{right} of {total}; next: {exercise.name}\n\n    {'write':10}{near(path)}:{cut.place(text, exercise.name)}\n"
+        f"{right} of {total}; next: {exercise.name}\n\n    {'write':10}{place}\n"
         f"    {'equation':10}{equation}\n    {'':10}{source_of(exercise, path, line)}"
     )
 

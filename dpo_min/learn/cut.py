@@ -94,7 +94,17 @@ def cut(source, name):
 
 def is_written(source, name):
     """Whether no body is still missing."""
-    return not any(text.strip() in (HOLE, ROW_HOLE) for text in bodies(source, name))
+    return not any(missing(source, name))
+
+
+def is_begun(source, name):
+    """Whether some bodies are written, and others are still missing."""
+    return len(set(missing(source, name))) == 2
+
+
+def missing(source, name):
+    """Whether each body is still missing."""
+    return [text.strip() in (HOLE, ROW_HOLE) for text in bodies(source, name)]
 
 
 def change(source, name, old, new):

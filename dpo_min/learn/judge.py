@@ -43,9 +43,9 @@ class Call:
 class Yours:
     """The learner's function beside the project's: both are called, and must give the same sort of thing."""
 
-    def __init__(self, function, real, calls):
-        """`calls` is a list that each `Call` is added to."""
-        self.function, self.real, self.calls = function, real, calls
+    def __init__(self, function, real, calls, label=""):
+        """`calls` is a list that each `Call` is added to; `label` begins its words."""
+        self.function, self.real, self.calls, self.label = function, real, calls, label
 
     def __call__(self, *values):
         """What the learner's function returns; raises `Wrong`, or whatever that function raises."""
@@ -62,7 +62,7 @@ class Yours:
 
     def words(self, values):
         """The arguments of a call."""
-        return arguments(inspect.signature(self.real).bind(*values).arguments)
+        return self.label + arguments(inspect.signature(self.real).bind(*values).arguments)
 
 
 def note(got):
@@ -105,7 +105,8 @@ def subject(exercise, names, calls):
     both = names, project(exercise)
     if exercise.name.startswith('"'):
         rows = [names["MARGIN_LOSSES"][exercise.name.strip('"')] for names in both]
-        return SimpleNamespace(**{x: Yours(*(getattr(row, x) for row in rows), calls) for x in ("value", "slope")})
+        parts = {part: [getattr(row, part) for row in rows] for part in ("value", "slope")}
+        return SimpleNamespace(**{part: Yours(*pair, calls, f"{part} at ") for part, pair in parts.items()})
     first, *rest = exercise.name.split(".")
     found = [functools.reduce(getattr, rest, names[first]) for names in both]
     return Yours(*(getattr(f, "fget", f) for f in found), calls)  # fget: of a property

@@ -34,6 +34,13 @@ def only_scored_tokens_count(yours):
 
 
 @law("sequence_logprobs")
+def each_row_has_its_own_mask(yours):
+    """Of the first row the last two tokens are scored, of the second the last three: one number for each row."""
+    tokens, mask = tensor([[0, 0, 1, 2]] * 2), torch.cat([scored(2, 4), scored(1, 4)])
+    yield equal(yours(LOGITS.expand(2, -1, -1), tokens, mask), numbers(0.06, 0.03).log())
+
+
+@law("sequence_logprobs")
 def logits_are_not_yet_log_probabilities(yours):
     """Adding one number to all logits of a position changes no probability: here the answer is log(0.2 · 0.3)."""
     yield equal(yours(LOGITS[:, :3] + 4, tensor([[0, 1, 2]]), scored(1, 3)), numbers(0.06).log())
@@ -68,8 +75,11 @@ def half_precision_is_summed_in_float32(yours):
 
 @law("sequence_logprobs")
 def the_mean_is_per_scored_token(yours):
-    """reduce="mean" divides by the number of scored tokens of the row, here two."""
+    """reduce="mean" divides by the number of scored tokens of the row: here two, and of a second row one."""
     yield equal(yours(LOGITS, tensor([[0, 0, 1, 2]]), scored(2, 4), "mean"), numbers(0.06).log() / 2)
+    tokens, mask = tensor([[0, 0, 1, 2]] * 2), torch.cat([scored(2, 4), scored(3, 4)])
+    want = numbers(0.06, 0.3).log() / numbers(2.0, 1.0)
+    yield equal(yours(LOGITS.expand(2, -1, -1), tokens, mask, "mean"), want)
 
 
 @law("sequence_logprobs")
@@ -173,3 +183,12 @@ def the_smallest_set_that_reaches_p_is_kept(yours):
         kept, want = yours(numbers(probs).log(), p) > -torch.inf, tensor([[b < p for b in before]])
         given = f"logits = log {shown(numbers(probs))}, p = {p}"
         yield equal(kept, want, given, f"{shown(want)} as what is kept: {words}")
+
+
+@law("keep_top_p")
+def each_row_has_its_own_set(yours):
+    """What is kept of one row has nothing to do with the other rows."""
+    kept = yours(numbers([0.5, 0.3, 0.2], [0.2, 0.5, 0.3]).log(), 0.6) > -torch.inf
+    want = tensor([[True, True, False], [False, True, True]])
+    given = "logits = log [[0.5, 0.3, 0.2], [0.2, 0.5, 0.3]], p = 0.6"
+    yield equal(kept, want, given, f"{shown(want)} as what is kept")

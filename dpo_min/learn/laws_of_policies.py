@@ -54,6 +54,12 @@ def an_impossible_completion_does_not_count(yours):
         yield equal(yours(CERTAIN, numbers(2.0, f)), tensor(2.0, dtype=float64))
 
 
+@law("expectation")
+def infinity_counts_where_it_is_possible(yours):
+    """A completion that is possible, and at which f is ∞, makes the mean ∞."""
+    yield equal(yours(HALVES, numbers(2.0, math.inf)), tensor(math.inf, dtype=float64))
+
+
 @law("kl_divergence")
 def it_is_never_negative(yours):
     """KL(p ‖ q) ≥ 0."""
