@@ -105,10 +105,11 @@ def text_of(folder, exercise):
 
 
 def is_written(folder, exercise):
-    """Whether the learner has written it; a file that Python cannot read counts as written."""
+    """Whether the learner has written it; so counts a file that Python cannot read or that lacks it: check says so."""
+    text = text_of(folder, exercise)
     try:
-        return cut.is_written(text_of(folder, exercise), exercise.name)
-    except SyntaxError:
+        return cut.is_written(text, exercise.name)
+    except (SyntaxError, ValueError):
         return True
 
 

@@ -67,6 +67,27 @@ def test_training_in_the_folder_runs_the_learners_functions(mine):
 # The rest in this process.
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("def expectation(", "def mean(", "expectation is no longer defined here"),
+        ("def expectation(", "def expectation(x, ", "the arguments stay what they are"),
+        ("import torch\n", "import torch\nimport torsch\n", "No module named 'torsch'"),
+        ("import torch\n", "import torch\nif\n", "Python cannot read the file: invalid syntax"),
+        ("import torch\n", "import torch\0\n", "null bytes"),
+    ],
+)
+def test_a_file_that_is_broken_elsewhere_is_one_message(mine, tmp_path, capsys, old, new, message):
+    write(mine, "expectation")
+    path = mine / "dpo_min" / "objective.py"
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    with open(tmp_path / "trace", "w", encoding="utf-8") as trace:
+        assert check.check(mine, 60, trace) == check.WRONG
+    shown = capsys.readouterr().out
+    assert message in shown and shown.startswith(f"{folder.near(path)}:"), shown
+    assert "0 of 25; next: expectation" in shown
+
+
 def test_progress_is_counted_up_to_the_first_that_fails_or_is_missing(mine, tmp_path, capsys):
     """Kills: a check that goes on after a failure, or that takes what is missing for right."""
     with open(tmp_path / "trace", "w", encoding="utf-8") as trace:
