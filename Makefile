@@ -13,7 +13,7 @@ STEPS ?= 250
 FRESH ?= 3000
 PAGES := $(shell grep -ls "from tests.browser import" tests/*/test_*.py)
 
-.PHONY: help setup train evaluate test test-browser hunt proof figures explainer walkthrough frontier mutants torture golden real bench bench-gpu links lint format clean
+.PHONY: help setup train evaluate learn test test-browser hunt proof figures explainer walkthrough frontier mutants torture golden real bench bench-gpu links lint format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -57,6 +57,9 @@ docs/credit.png: $(RUN)/report.md $(DATA)/fresh.jsonl
 evaluate: $(RUN)/report.md $(DATA)/fresh.jsonl ## Measure the demo's model on preferences that it never saw
 	$(PY) -m dpo_min.judge.evaluate --model $(RUN)/model --reference $(RUN)/reference --data $(DATA)/fresh.jsonl \
 		--scorer experiments.demo:score --png $(RUN)/evaluation.png $(EVALUATE)
+
+learn: $(VENV)/installed ## Learn by writing: makes learning/, where functions have lost their bodies and laws correct yours
+	@$(PY) -m dpo_min.learn
 
 test: $(VENV)/installed ## Run every test
 	$(PY) -m pytest -q

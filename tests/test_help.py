@@ -7,14 +7,16 @@ from dataclasses import fields
 import pytest
 
 from dpo_min.judge import evaluate, lint
+from dpo_min.learn import __main__ as learn
 from dpo_min.run import sample_flags, train_flags
-from dpo_min.system.flags import flag, parse, sections
+from dpo_min.system.flags import flag, parse, sections, spelling
 
 PROGRAMS = {
     "train.py": (train_flags.TrainFlags, train_flags.GROUPS, train_flags.EXAMPLE),
     "sample.py": (sample_flags.SampleFlags, sample_flags.GROUPS, sample_flags.EXAMPLE),
     "evaluate": (evaluate.EvaluateFlags, evaluate.GROUPS, evaluate.EXAMPLE),
     "lint": (lint.LintFlags, lint.GROUPS, lint.EXAMPLE),
+    "learn": (learn.LearnFlags, learn.GROUPS, learn.EXAMPLE),
 }
 
 
@@ -35,7 +37,9 @@ def test_every_flag_stands_in_one_group_and_the_first_to_know_come_first(program
     found, end = shown(program, capsys)
     names = [re.sub("^--", "", name).replace("-", "_").lower() for flags in found.values() for name in flags]
     flags_class, groups, example = PROGRAMS[program]
-    assert sorted(names) == sorted("file" if f.metadata["positional"] else f.name for f in fields(flags_class))
+    assert sorted(names) == sorted(
+        spelling(f).removeprefix("--").replace("-", "_").lower() for f in fields(flags_class)
+    )
     assert [*found][1] == "to begin with" and 1 <= len(found["to begin with"]) <= 5
     assert all(found[title] for title, _ in groups)
     assert end == f"example: {example}"
@@ -45,7 +49,7 @@ def test_every_flag_stands_in_one_group_and_the_first_to_know_come_first(program
 def test_the_example_is_a_command_line_that_is_accepted(program):
     flags_class, _, example = PROGRAMS[program]
     command = shlex.split(example)
-    start = next(i for i, word in enumerate(command) if word.endswith((".py", "evaluate", "lint"))) + 1
+    start = next(i for i, word in enumerate(command) if word.endswith((".py", "evaluate", "lint", "learn"))) + 1
     parse(flags_class, command[start:], "")
 
 

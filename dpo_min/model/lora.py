@@ -93,6 +93,12 @@ def reference(model):
             layer.on = True
 
 
+# h = W x + (α/r) B A x = [W + (α/r) B A] x
+def merge(W, A, B, scale):
+    """One matrix (D, C) that does what a layer W (D, C) and its adapter do: A (r, C), B (D, r); `scale` is α/r."""
+    return W + scale * (B @ A)
+
+
 def merged(model, whole=lambda tensor: tensor):
     """Yield (name, tensor) of the model without adapters that computes the same: W + (α/r) B A, or W where it is off.
 
@@ -105,8 +111,8 @@ def merged(model, whole=lambda tensor: tensor):
             continue
         tensor = whole(tensor)
         if kind == "weight" and owner in layers and layers[owner].on:
-            A, B = (whole(getattr(layers[owner], factor).detach()) for factor in FACTORS)
-            tensor = tensor + layers[owner].scale * (B @ A)
+            factors = (whole(getattr(layers[owner], factor).detach()) for factor in FACTORS)
+            tensor = merge(tensor, *factors, layers[owner].scale)
         yield name, tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

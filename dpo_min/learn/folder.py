@@ -1,0 +1,128 @@
+"""The learner's folder: files with bodies to write, and beside them the project's own, found where these are not.
+
+learning/dpo_min/objective.py     to be written
+learning/dpo_min/__init__.py      the package, which looks in the project for the files that it lacks
+learning/Makefile                 check, hint, reveal, train
+learning/progress.json            where the learner is, and which hints were given
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from dpo_min.learn import cut
+from dpo_min.learn.course import PACKAGE, ROOT, exercises, hollow
+from dpo_min.system.files import make_directory, read_json, write_atomically
+
+ELSEWHERE = """
+
+# What is not here is the project's own.
+from pathlib import Path  # noqa: E402
+
+__path__.append(str(Path(__file__).parent / {place!r}))
+"""
+
+MAKEFILE = """# Exercises of dpo_min: write the bodies that are missing under dpo_min/, and let the laws correct you.
+.DEFAULT_GOAL := help
+PROJECT := {project}
+PY := {python}
+RUN := {run}
+EXERCISE ?=
+LEARN = PYTHONSAFEPATH=1 PYTHONPATH="$(PROJECT)" "$(PY)" -m dpo_min.learn
+MINE = --folder . $(if $(EXERCISE),--exercise '$(EXERCISE)')
+
+.PHONY: help check hint reveal train
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \\1\\t\\2/' | expand -t 18
+
+check: ## Try the laws on what you wrote, in the reading order, up to the first that fails
+	@$(LEARN) check $(MINE)
+
+hint: ## Help with the exercise that comes next, three times, ever more; or make hint EXERCISE=margin
+	@$(LEARN) hint $(MINE)
+
+reveal: ## Show its body, and write it where nothing of yours stands; or make reveal EXERCISE=margin
+	@$(LEARN) reveal $(MINE)
+
+train: ## Train the demo with your functions, once all are right; make train STEPS=50 PAIRS=2000 is shorter
+	@$(LEARN) check $(MINE) --all
+	@PYTHONSAFEPATH=1 PYTHONPATH="$(CURDIR):$(abspath $(PROJECT))" \\
+		$(MAKE) --no-print-directory -C "$(PROJECT)" train RUN="$(RUN)" PY="$(abspath $(PY))"
+"""
+
+
+def make(folder):
+    """Write the folder; files that are there already are left as they are. Returns (written, left)."""
+    files = dict.fromkeys(exercise.file for exercise in exercises())
+    texts = {f"dpo_min/{file}": hollow(file) for file in files}
+    for wing in {os.path.dirname(file) for file in files}:
+        place = os.path.relpath(PACKAGE / wing, folder.resolve() / "dpo_min" / wing)
+        init = (PACKAGE / wing / "__init__.py").read_text(encoding="utf-8")
+        texts[os.path.join("dpo_min", wing, "__init__.py")] = init + ELSEWHERE.format(place=place)
+    project, python = os.path.relpath(ROOT, folder.resolve()), Path(sys.executable)
+    python = os.path.join(project, python.relative_to(ROOT)) if python.is_relative_to(ROOT) else python
+    run = os.path.relpath(folder.resolve() / "runs" / "demo", ROOT)
+    texts["Makefile"] = MAKEFILE.format(project=project, python=python, run=run)
+    written, left = [], []
+    for name, text in texts.items():
+        path = folder / name
+        if path.exists():
+            left.append(name)
+            continue
+        make_directory(path.parent)
+        write(path, text)
+        written.append(name)
+    return written, left
+
+
+def near(path):
+    """A path as one would type it from here."""
+    return min(os.path.relpath(path), str(path), key=len)
+
+
+def write(path, text):
+    """A file of the folder, whole or not at all."""
+    with write_atomically(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def path_of(folder, exercise):
+    """The learner's file of an exercise."""
+    return folder / "dpo_min" / exercise.file
+
+
+def text_of(folder, exercise):
+    """What it holds. ValueError where there is none, or it is no text."""
+    path = path_of(folder, exercise)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: not there; `make learn` in the project makes what is missing, and no more") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+
+
+def is_written(folder, exercise):
+    """Whether the learner has written it; so counts a file that Python cannot read or that lacks it: check says so."""
+    text = text_of(folder, exercise)
+    try:
+        return cut.is_written(text, exercise.name)
+    except (SyntaxError, ValueError):
+        return True
+
+
+def progress(folder):
+    """{"at": name of the exercise that comes next, "hints": name → hints given}; what is not readable is forgotten."""
+    try:
+        found = read_json(folder / "progress.json")
+    except ValueError:
+        found = {}
+    hints = found.get("hints")
+    return {"at": found.get("at"), "hints": hints if isinstance(hints, dict) else {}}
+
+
+def remember(folder, **changes):
+    """Change some of `progress`."""
+    write(folder / "progress.json", json.dumps(progress(folder) | changes, ensure_ascii=False, indent=1) + "\n")
