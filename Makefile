@@ -61,8 +61,8 @@ evaluate: $(RUN)/report.md $(DATA)/fresh.jsonl ## Measure the demo's model on pr
 learn: $(VENV)/installed ## Learn by writing: makes learning/, where functions have lost their bodies and laws correct yours
 	@$(PY) -m dpo_min.learn
 
-test: $(VENV)/installed ## Run every test
-	$(PY) -m pytest -q
+test: $(VENV)/installed ## Run every test, on all cores
+	$(PY) tests/together.py
 
 $(VENV)/browser: requirements-browser.txt | $(VENV)/installed
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt

@@ -25,6 +25,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+# Of together.py: the folder in which a process claims a file of tests, and which process this is.
+CLAIMS, TURN = os.environ.pop("CLAIMS", None), int(os.environ.pop("TURN", "0"))
+LONG = "readme", "train", "mutants", "flags", "distributed", "stored_reference", "golden", "safety", "lora_run"
+claimed = set()
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -68,12 +73,28 @@ def far_from_uniform(kind, sizes):
 def pytest_collection_finish(session):
     """The mutants of test_mutants.py take a minute of one core: beside other tests that is for nothing."""
     modules = {item.path.name: item.module for item in session.items}
-    if len(modules) > 1 and "test_mutants.py" in modules and not session.config.option.collectonly:
+    if not CLAIMS and len(modules) > 1 and "test_mutants.py" in modules and not session.config.option.collectonly:
         modules["test_mutants.py"].start_early(session.config)
+
+
+def pytest_runtest_protocol(item):
+    """Beside other processes a file belongs to the one that comes to it first; True leaves a test out."""
+    if CLAIMS and item.path not in claimed:
+        try:
+            Path(CLAIMS, str(item.path).replace(os.sep, "-")).touch(exist_ok=False)
+        except FileExistsError:
+            return True
+        claimed.add(item.path)
+    return None
 
 
 def pytest_collection_modifyitems(items):
     """Under HUNT every property is tried on so many times as many examples as its test asks for."""
+    if CLAIMS:  # what takes longest comes first; every second process begins at the other end
+        paths = [*dict.fromkeys(item.path for item in items)][:: -1 if TURN % 2 else 1]
+        paths.sort(key=lambda path: path.stem.removeprefix("test_") not in LONG)
+        places = {path: place for place, path in enumerate(paths)}
+        items.sort(key=lambda item: places[item.path])
     for item in items if HUNT else ():
         asked = getattr(getattr(item, "obj", None), "_hypothesis_internal_use_settings", None)
         if asked:
