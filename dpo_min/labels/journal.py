@@ -43,6 +43,10 @@ class Journal:
 
     def __exit__(self, *error):
         """Let others write."""
+        self.close()
+
+    def close(self):
+        """Let others write."""
         self.lock.file.close()
 
 
