@@ -11,8 +11,9 @@ PAIRS ?= 10000
 SFT_STEPS ?= 300
 STEPS ?= 250
 FRESH ?= 3000
+PAGES := tests/labels/test_page.py
 
-.PHONY: help setup train evaluate test hunt proof figures frontier mutants torture golden real bench bench-gpu links lint format clean
+.PHONY: help setup train evaluate test test-browser hunt proof figures frontier mutants torture golden real bench bench-gpu links lint format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -59,6 +60,13 @@ evaluate: $(RUN)/report.md $(DATA)/fresh.jsonl ## Measure the demo's model on pr
 
 test: $(VENV)/installed ## Run every test
 	$(PY) -m pytest -q
+
+$(VENV)/browser: requirements-browser.txt | $(VENV)/installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	@touch $@
+
+test-browser: $(VENV)/browser ## Test the pages in a real browser: apt install chromium chromium-driver
+	BROWSER=1 $(PY) -m pytest -q $(PAGES)
 
 hunt: $(VENV)/installed ## Search for failures: try every property on 20 times the examples, on others each time
 	HUNT=20 $(PY) -m pytest -q -m "" -k "not mutant" $(HUNTED)
