@@ -12,6 +12,7 @@ from collections import Counter
 
 from dpo_min.judge.intervals import wilson_interval
 
+WIDE = 0.2  # an interval of ε that decides nothing
 SWAPPED = {"A": "B", "B": "A", "=": "="}
 
 
@@ -65,12 +66,13 @@ def advice(same, n):
     if not n:
         return "Of pairs judged twice, none was decided both times, so nothing is known of ε."
     epsilon, (high, low) = noise_rate(same / n), map(noise_rate, wilson_interval(same, n))
+    few = " These are few: label on, and the interval will be narrower." if high - low > WIDE else ""
     words = f"ε = {epsilon:.3f} [{low:.3f}, {high:.3f}] (pairs decided twice: {n})"
     if epsilon == 0:
-        return f"The noise of these labels is {words}: use --loss-type sigmoid, which allows for none."
+        return f"The noise of these labels is {words}: use --loss-type sigmoid, which allows for none.{few}"
     if epsilon > 0.499:
-        return f"The noise of these labels is {words}: they agree no better than chance, and no loss mends that."
+        return f"The noise of these labels is {words}: they agree no better than chance, and no loss mends that.{few}"
     return (
         f"The noise of these labels is {words}: train with --loss-type cdpo or robust, "
-        f"and --label-smoothing {max(0.001, round(epsilon, 3)):g}."
+        f"and --label-smoothing {max(0.001, round(epsilon, 3)):g}.{few}"
     )

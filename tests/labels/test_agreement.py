@@ -37,7 +37,7 @@ def test_the_report_has_intervals_and_one_number_to_train_with():
     lines = report(count_choices(state(*["AB"] * 41, *["AA"] * 9, *["B"] * 10)))
     low, high = wilson_interval(41, 50)
     assert f"41 of 50: 0.820 [{low:.3f}, {high:.3f}]" in lines[2]
-    (number,) = re.findall(r"--label-smoothing (\S+)\.$", lines[3])
+    (number,) = re.findall(r"--label-smoothing (\S+)\.$", lines[3])  # fifty pairs are not few
     assert float(number) == pytest.approx(noise_rate(0.82), abs=1e-3)
     assert f"[{noise_rate(high):.3f}, {noise_rate(low):.3f}]" in lines[3]
 
@@ -49,6 +49,7 @@ def test_the_report_has_intervals_and_one_number_to_train_with():
         (["A", "B"], "nothing is known of the noise"),
         (["=="], "nothing is known of ε"),
         (["AB"] * 20, "use --loss-type sigmoid"),
+        (["AB"] * 3, "These are few"),
         (["AA"] * 20, "no better than chance"),
         (["AA"] * 20, "The side decides"),
     ],
