@@ -4,9 +4,11 @@
     python sample.py --model runs/demo/model --reference runs/demo/reference --prompts held-out.txt --jsonl
     echo "a review of the silver lantern:" | python sample.py --model runs/demo/model --num-samples 3
     python sample.py --model runs/demo/model --reference runs/demo/reference --credit --pair prefs.jsonl:1
+    python sample.py --model runs/demo/model --prompts prefs.jsonl --pairs 2 --out candidates.jsonl
 
 With --reference both models answer, and the implicit reward says whose answer is better; --credit shows this reward for
 each token. On a terminal a single answer appears while it is drawn. Prompts are lines of a file or of standard input.
+--pairs draws answers to be labelled by python -m dpo_min.labels.
 """
 
 from dpo_min.run.start import JOB  # the first import: flags and prompts are checked there before PyTorch is loaded
@@ -22,6 +24,7 @@ from dpo_min.decode.decoding_weights import decoding_weights
 from dpo_min.decode.generate import stream
 from dpo_min.decode.stop_strings import StopStrings
 from dpo_min.judge.credit import Judge
+from dpo_min.labels.drawing import draw_candidates
 from dpo_min.model.weights import load_model
 from dpo_min.system import program
 from dpo_min.system.devices import choose_device
@@ -54,24 +57,30 @@ def encode_prompts(prompts, tokenizer, template):
     return [encode_prompt(template.ask(prompt), tokenizer, template) for prompt in prompts]
 
 
+def load(flags, prompts, reading, device):
+    """(name → model, name → the ids of every prompt); ValueError where a prompt does not fit into a model."""
+    named = {"model": flags.model} | ({"reference": flags.reference} if flags.reference else {})
+    models = {name: load_model(path).to(device).eval() for name, path in named.items()}
+    asked = {name: [] if flags.pair else encode_prompts(prompts, *reading[name]) for name in models}
+    for name, model in models.items():
+        size, limit = max(map(len, asked[name]), default=0), model.config.block_size
+        if size >= limit:
+            raise ValueError(f"--prompt: {size} tokens leave no room in the {limit} positions of {named[name]}")
+    return models, asked
+
+
 def sample(flags, prompts, reading):
     """Answer every prompt with the model, and with the reference if there is one.
 
     Args: `reading`, name → (tokenizer, template).
     """
-    try:
+    with program.mistakes():
         device, dtype = choose_device(flags.device, flags.dtype)
-        named = {"model": flags.model} | ({"reference": flags.reference} if flags.reference else {})
-        models = {name: load_model(path).to(device).eval() for name, path in named.items()}
-        asked = {name: [] if flags.pair else encode_prompts(prompts, *reading[name]) for name in models}
-        for name, model in models.items():
-            size, limit = max(map(len, asked[name]), default=0), model.config.block_size
-            if size >= limit:
-                raise ValueError(f"--prompt: {size} tokens leave no room in the {limit} positions of {named[name]}")
-        judge = Judge(flags, models, reading, device, dtype) if flags.reference else None
-    except ValueError as error:
-        program.stop(error)
+        models, asked = load(flags, prompts, reading, device)
+        judge = Judge(flags, models, reading, device, dtype) if flags.reference and not flags.pairs else None
     fast = {name: decoding_weights(model, dtype) for name, model in models.items()}
+    if flags.pairs:
+        return draw_candidates(flags, prompts, asked, models, fast, reading)
     sources = {name: torch.Generator().manual_seed(flags.seed ^ i) for i, name in enumerate(models)}
     live = sys.stdout.isatty() and flags.num_samples == 1 and not (flags.jsonl or flags.num_beams or judge)
     echo = (lambda text: print(text, end="", flush=True)) if live else (lambda text: None)

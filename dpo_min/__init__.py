@@ -16,4 +16,4 @@ READING_ORDER = (
     "exact",
     "metrics",
 )
-WINGS = ("system", "model", "data", "decode", "judge", "run", "rl", "learn")
+WINGS = ("system", "model", "data", "decode", "judge", "run", "rl", "labels", "learn")

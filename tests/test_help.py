@@ -7,6 +7,7 @@ from dataclasses import fields
 import pytest
 
 from dpo_min.judge import evaluate, lint
+from dpo_min.labels import __main__ as labels
 from dpo_min.learn import __main__ as learn
 from dpo_min.run import sample_flags, train_flags
 from dpo_min.system.flags import flag, parse, sections, spelling
@@ -17,6 +18,7 @@ PROGRAMS = {
     "evaluate": (evaluate.EvaluateFlags, evaluate.GROUPS, evaluate.EXAMPLE),
     "lint": (lint.LintFlags, lint.GROUPS, lint.EXAMPLE),
     "learn": (learn.LearnFlags, learn.GROUPS, learn.EXAMPLE),
+    "labels": (labels.LabelFlags, labels.GROUPS, labels.EXAMPLE),
 }
 
 
@@ -49,7 +51,8 @@ def test_every_flag_stands_in_one_group_and_the_first_to_know_come_first(program
 def test_the_example_is_a_command_line_that_is_accepted(program):
     flags_class, _, example = PROGRAMS[program]
     command = shlex.split(example)
-    start = next(i for i, word in enumerate(command) if word.endswith((".py", "evaluate", "lint", "learn"))) + 1
+    programs = (".py", "evaluate", "lint", "labels", "learn")
+    start = next(i for i, word in enumerate(command) if word.endswith(programs)) + 1
     parse(flags_class, command[start:], "")
 
 

@@ -36,6 +36,9 @@ TO_ONE = LOGPROB + "the_probabilities_of_all_completions_sum_to_one"
 FUSED = LOGPROB + "token_logprobs_have_value_and_gradients_of_the_full_softmax"
 PACKED = PACKING + "a_packed_batch_has_the_log_probabilities_and_gradients_of_padded_rows"
 MOVES = TRAIN + "one_step_moves_the_policy_and_not_the_reference"
+LABELS = "tests/labels/test_"
+TIES = LABELS + "ties.py::test_ties_are_"
+BOTH_WAYS = LABELS + "ties.py::test_the_loss_of_a_tie_is_the_mean_of_both_ways"
 MICRO = TRAIN + "micro_batches_of_any_sizes_give_the_gradient_and_metrics_of_the_full_batch"
 
 # name → (file, what stands there once, what is put in its place, the test that fails)
@@ -511,6 +514,34 @@ MUTANTS = {
         "totals.add(metrics, loss * denominator)",
         "totals.add(metrics, loss)",
         TRAIN + "step_0_has_no_reward_yet_a_gradient[float32]",
+    ),
+    # Labels
+    "a tie taken for a choice": ("run/criterion", "(losses + other) / 2", "losses", BOTH_WAYS),
+    "a tie turned round in half of its facts": ("run/criterion", "lengths[::-1], offset", "lengths, offset", BOTH_WAYS),
+    "ties not left out": ("data/cache", "pairs[~pairs.ties]", "pairs", TIES + "left_out_or_kept_with_their_mark"),
+    "the same side taken for agreement": (
+        "labels/agreement",
+        'SWAPPED[again["choice"]] == choice',
+        'again["choice"] == choice',
+        LABELS + "agreement.py::test_what_is_counted_by_a_worked_example",
+    ),
+    "ε as the rate of disagreement": (
+        "labels/agreement",
+        "(1 - math.sqrt(max(0.0, 2 * agreement - 1))) / 2",
+        "1 - agreement",
+        LABELS + "agreement.py::test_the_noise_rate_undoes_the_agreement_of_two_noisy_labels",
+    ),
+    "a torn line kept": (
+        "labels/journal",
+        "file.truncate(end - len(last))",
+        "file.truncate(end)",
+        LABELS + "candidates.py::test_a_file_cut_anywhere_reads_as_the_whole_lines_before_the_cut_and_grows_on",
+    ),
+    "a refused row left in the file": (
+        "labels/journal",
+        "os.ftruncate(self.descriptor, end)",
+        "os.ftruncate(self.descriptor, end + 3)",
+        LABELS + "candidates.py::test_a_row_that_the_disk_does_not_take_leaves_no_trace",
     ),
 }
 

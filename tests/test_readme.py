@@ -16,6 +16,7 @@ import dpo_min
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.run.session import save_model_directory
+from tests.labels.serving import serving
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,7 +48,10 @@ def test_every_command_runs_in_order(copy):
     pytest.importorskip("experiments.report", reason="the demo is deletable")
     assert len(COMMANDS) >= 10
     for command in COMMANDS:
-        small = command.replace("--pairs 2000", "--pairs 64")
+        small = command.replace("--pairs 2000", "--pairs 64").replace("--pairs 2 ", "--pairs 2 --max-new-tokens 8 ")
+        if command.startswith("python -m dpo_min.labels") and "--report" not in command:
+            label(copy, command.split())
+            continue
         if command.startswith("make"):
             small = f"make -o .venv/installed {command.removeprefix('make ')}"
         shown = subprocess.run(["bash", "-c", small], cwd=copy, capture_output=True, text=True, env=environment())
@@ -60,11 +64,21 @@ def test_every_command_runs_in_order(copy):
         "prefs/model",
         "sft/model",
         "dpo/curves.png",
+        "again/model",
     ):
         assert (copy / "runs" / written).exists(), written
     table = (copy / "runs/demo/report.md").read_text(encoding="utf-8")
     assert re.search(r"win rate of the policy, ties one half \| 0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", table)
     assert "KL(policy‖reference)" in table and table.count("- after (true reward") == 3
+
+
+def label(copy, words):
+    """Run the page's server, and choose as a person would, until nothing is left."""
+    with serving(copy / words[3], copy / words[5]) as served:
+        pair = served.ask("next")["pair"]
+        while pair:
+            pair = served.choose(pair, "A" if len(pair["left"]) > len(pair["right"]) else "B")["pair"]
+        assert served.end()[2] == 0
 
 
 def environment():
@@ -120,6 +134,9 @@ def test_the_flags_and_metrics_that_the_pages_name_exist():
     sampler = subprocess.run([sys.executable, "sample.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     evaluator = [sys.executable, "-m", "dpo_min.judge.evaluate", "--help"]
     known = subprocess.run(evaluator, cwd=ROOT, capture_output=True, text=True).stdout
+    known += subprocess.run(
+        [sys.executable, "-m", "dpo_min.labels", "-h"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
     known += shown.stdout + sampler.stdout + " --pairs --help --nproc_per_node --png --against"
     for flag in set(re.findall(r"--[a-z][a-z-]+", README + RUNNING)):
         assert flag in known, flag

@@ -162,7 +162,7 @@ def test_step_0_has_no_reward_yet_a_gradient(tmp_path, prefs, init, dtype):
 
 def test_one_step_moves_the_policy_and_not_the_reference(prefs, init, tmp_path):
     """Kills: the optimiser given the reference's parameters; one module serving as both models."""
-    stage, pairs = make_stage(init, prefs, tmp_path)
+    stage, pairs = make_stage(init, prefs, tmp_path, "--reference", init)
     before = {name: tensor.clone() for name, tensor in stage.reference.state_dict().items()}
     assert equal(before, stage.policy.state_dict())
     held = {id(p) for group in stage.optimizer.param_groups for p in group["params"]}

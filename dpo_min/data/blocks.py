@@ -29,11 +29,11 @@ QUICK = 2**25  # bytes of data that are checked before a process has started
 FORM, UNREAD = "form: ", "unread: "  # rows are counted under these and what they look like
 MOST_COUNTED = 200  # names, which are the data's, and so any number
 
-# Where the ids begin, how many there are of each part, the split's 64 bits, the place in the data, ODPO's Δ.
+# Where the ids begin, how many there are of each part, the split's 64 bits, the place in the data, ODPO's Δ, a tie?
 ROW = np.dtype(
     {
-        "names": ["start", "prompt", "chosen", "rejected", "digest", "file", "line", "offset"],
-        "formats": ["<i8", "<u4", "<u4", "<u4", "<u8", "<u4", "<u4", "<f8"],
+        "names": ["start", "prompt", "chosen", "rejected", "digest", "file", "line", "offset", "tie"],
+        "formats": ["<i8", "<u4", "<u4", "<u4", "<u8", "<u4", "<u4", "<f8", "?"],
     }
 )
 
@@ -80,7 +80,7 @@ class Encoded(NamedTuple):
     position: int
     rows: np.ndarray  # of ROW
     tokens: np.ndarray  # of id_type
-    counts: dict  # good, bad, those of `tokenize`, "plain" prompts that are no turns, "offset", and what rows look like
+    counts: dict  # good, bad, those of `tokenize`, "plain" prompts, which are no turns, "offset", "tie", and forms
     shown: list  # (line number, reason) of the first bad rows
 
 
@@ -115,10 +115,11 @@ def encode_block(block, tokenizer, max_length, max_prompt_length, seed, columns=
         counts.update(UNREAD + name[:60] for name in preference.unread)
         counts["plain"] += isinstance(preference.prompt, str) and not is_dialogue(preference.prompt)
         counts["offset"] += preference.offset != 0
+        counts["tie"] += preference.tie
     counts.update(found, good=len(preferences), bad=len(bad))
     digests = {} if seed is None else {preference.source: split_digest(preference, seed) for preference in wanted}
     parts = [(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) for pair in pairs]
-    lines = [(digests.get(pair.source, 0), block.file, pair.source, pair.offset) for pair in pairs]
+    lines = [(digests.get(pair.source, 0), block.file, pair.source, pair.offset, pair.tie) for pair in pairs]
     rows = np.array([(0, *map(len, part), *line) for part, line in zip(parts, lines, strict=True)], ROW)
     rows["start"][1:] = np.cumsum([pair.num_tokens for pair in pairs], dtype=np.int64)[:-1]
     tokens = np.fromiter(chain.from_iterable(chain.from_iterable(parts)), id_type(tokenizer))

@@ -54,16 +54,21 @@ class Pairs(Sequence):
         index = self.index[i]
         if index.ndim:
             return Pairs(self.rows, self.tokens, self.paths, self.sha256, index)
-        start, prompt, chosen, rejected, _, file, line, offset = self.rows[index].item()
+        start, prompt, chosen, rejected, _, file, line, *more = self.rows[index].item()
         ids = self.tokens[start : start + prompt + chosen + rejected].tolist()
         source = f"{self.paths[file]}:{line}"
-        return TokenizedPair(ids[:prompt], ids[prompt : prompt + chosen], ids[prompt + chosen :], source, offset)
+        return TokenizedPair(ids[:prompt], ids[prompt : prompt + chosen], ids[prompt + chosen :], source, *more)
 
     @property
     def num_tokens(self):
         """(N,) tokens of every pair, the shared prompt counted once."""
         rows = self.rows[self.index]
         return rows["prompt"] + rows["chosen"] + rows["rejected"]
+
+    @property
+    def ties(self):
+        """(N,) whether neither side of a pair was judged better."""
+        return self.rows["tie"][self.index]
 
     @property
     def digests(self):
@@ -156,7 +161,7 @@ def read_pairs(config, tokenizer, template=PLAIN):
         limits, more = (config.max_length, config.max_prompt_length), {"columns": config.columns, "template": template}
         pairs, counted = prepare_pairs(paths, tokenizer, *limits, config.skip_bad_rows, config.cache, seed, **more)
         counts.update(counted)
-        return pairs
+        return pairs[~pairs.ties] if config.ties == "drop" else pairs
 
     if config.eval_data:
         train, held_out = read(config.data, config.seed), read(config.eval_data, config.seed)
@@ -189,6 +194,10 @@ def notes(config, counts, train, held_out):
             raise ValueError(f"--ignore-columns {name}: no row has this column")
     if "odpo" in config.losses and not counts["offset"]:
         raise ValueError("--loss-type odpo: no row has a number in the column offset, which says how much better it is")
+    if config.ties == "half" and not counts["tie"]:
+        raise ValueError("--ties half: no row is a tie, which its column tie would say")
+    if counts["tie"]:
+        yield f"{counts['tie']} ties, {'left out' if config.ties == 'drop' else 'trained on both ways at half weight'}"
     for path in filter(is_array, [*config.data, *config.eval_data, *config.sft_data]):
         yield f"{path} is one JSON array"
     if [*forms] != [USUAL]:

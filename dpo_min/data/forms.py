@@ -80,6 +80,7 @@ def read_row(row, columns=NAMES):
         raise BadRow("chosen equals rejected")
     doubtful = not used and isinstance(prompt, str) and not is_dialogue(prompt)  # what was asked may be anywhere
     read = {*used, *more, *names} | ({"offset"} if isinstance(row.get("offset"), int | float) else set())
+    read |= {"tie"} if isinstance(row.get("tie"), bool) else set()
     unread = check_unread(row, read, columns.ignore, (prompt, chosen, rejected), doubtful)
     return prompt, chosen, rejected, f"{' + '.join([*more, *used, *names[-2:]])} ({shape})", unread
 

@@ -30,6 +30,7 @@ class Preference:
     rejected: str | tuple[Message, ...]
     source: str = ""
     offset: float = 0.0  # by how much `chosen` was judged better, in log-odds; 0 where rows do not say
+    tie: bool = False  # neither side was judged better
     form: str = field(default=USUAL, compare=False)  # what the row looked like
     unread: tuple[str, ...] = field(default=(), compare=False)  # its columns that were not read
 
@@ -44,7 +45,9 @@ def parse_line(line, source="", columns=NAMES, template=PLAIN):
         row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=without_doubles)
         prompt, chosen, rejected, form, unread = read_row(row, columns)
         offset = number(row.get("offset"))
-        return Preference(*template.sides(prompt, chosen, rejected), source, offset, form, unread)
+        return Preference(
+            *template.sides(prompt, chosen, rejected), source, offset, row.get("tie") is True, form, unread
+        )
     except BadRow:
         raise
     except UnicodeDecodeError as error:

@@ -15,6 +15,7 @@ class TokenizedPair:
     rejected_ids: list[int]
     source: str = ""
     offset: float = 0.0  # ODPO's Δ, in log-odds: by how much y_w was judged better
+    tie: bool = False  # neither was judged better
 
     @property
     def completions(self):
@@ -41,7 +42,7 @@ def tokenize(preferences, tokenizer, max_length, max_prompt_length=None, templat
             counts["dropped" if kept is None else "equal"] += 1
             continue
         counts["truncated"] += kept != whole
-        pairs.append(TokenizedPair(*kept, preference.source, preference.offset))
+        pairs.append(TokenizedPair(*kept, preference.source, preference.offset, preference.tie))
     return pairs, counts
 
 

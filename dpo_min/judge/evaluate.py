@@ -104,6 +104,7 @@ def prepare(argv):
             raise ValueError(f"--png {flags.png}: expected a file NAME.png in a directory that exists")
         scorer = flags.scorer and load_scorer(flags.scorer)
         preferences, _ = load_preferences(flags.data, flags.skip_bad_rows, flags.columns, template)
+        preferences = [preference for preference in preferences if not preference.tie]
         limits = min(settings["max_length"] or 512, positions), settings["max_prompt_length"]
         flags.max_new_tokens = min(flags.max_new_tokens, positions // 2)  # the rest is room for the prompt
         weights = configs[0].parameters()  # each token takes twice as many operations

@@ -27,6 +27,7 @@ FINDINGS = {
     "template": (False, "remnants of a chat template"),
     "odd-characters": (False, "control, invisible or replacement characters, or broken encoding"),
     "empty-prompt": (False, "empty or whitespace-only prompts"),
+    "tie": (False, "ties, which training leaves out, or trains on both ways with --ties half"),
     "equal": (False, "pairs of which both sides are equal in the tokens that these limits leave; training drops them"),
     "dropped": (False, "rows of which no completion token is left at these limits"),
     "truncated": (False, "rows truncated at these limits"),
@@ -93,6 +94,8 @@ def check_row(report, place, preference):
     """Count the form of one row, and findings in it by itself."""
     report.usable += 1
     report.count(report.forms, preference.form)
+    if preference.tie:
+        report.add("tie", place)
     for name in preference.unread:
         report.count(report.unread, name[:60])
     prompt, chosen, rejected = (words(side) for side in (preference.prompt, preference.chosen, preference.rejected))

@@ -36,19 +36,28 @@ class Criterion:
         return self.seen["rewards"] / (2 * self.seen["pairs"] or 1)
 
     def value(self, a, b, policy_logps, pairs, batch, logps):
-        """The loss of each pair, (B,): a, b and the two of policy_logps are (B,); `logps` is the policy's `Logps`."""
-        chosen_lengths, rejected_lengths = batch.lengths.to(a).chunk(2)
-        sums = policy_logps[0] * (chosen_lengths if self.reduce == "mean" else 1)
-        facts = {"policy_chosen_logps": sums, "chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
-        facts |= {"shift": self.shift}
-        if "offset" in self.needs:
-            facts["offset"] = torch.tensor([pair.offset for pair in pairs]).to(a)
-        losses = self.mixture.value(a, b, self.flags.beta, **self.flags.loss_options, **facts)
+        """The loss of each pair, (B,): a, b and the two of policy_logps are (B,); `logps` is the policy's `Logps`.
+
+        That of a tie is the mean of both ways, [ℓ(a, b) + ℓ(b, a)] / 2.
+        """
+        lengths, offset = batch.lengths.to(a).chunk(2), torch.tensor([pair.offset for pair in pairs]).to(a)
+        ties = torch.tensor([pair.tie for pair in pairs])
+        losses = self.one_way(a, b, policy_logps, lengths, offset)
+        if ties.any():
+            other = self.one_way(b, a, policy_logps[::-1], lengths[::-1], offset)
+            losses = torch.where(ties.to(a.device), (losses + other) / 2, losses)
         if self.flags.wpo:
             with torch.no_grad():
                 weights = wpo_weights(*logps(batch, "aligned").chunk(2))
             losses = losses * weights
         return losses
+
+    def one_way(self, a, b, policy_logps, lengths, offset):
+        """The loss of each pair, (B,), if its first side is the chosen one."""
+        sums = policy_logps[0] * (lengths[0] if self.reduce == "mean" else 1)
+        facts = {"policy_chosen_logps": sums, "chosen_lengths": lengths[0], "rejected_lengths": lengths[1]}
+        facts |= {"shift": self.shift} | ({"offset": offset} if "offset" in self.needs else {})
+        return self.mixture.value(a, b, self.flags.beta, **self.flags.loss_options, **facts)
 
     def see(self, metrics):
         """Take in the rewards of pairs that are trained on; those of held-out ones move no shift."""

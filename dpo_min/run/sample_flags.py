@@ -66,6 +66,8 @@ class SampleFlags(RowFlags):
     html: Path | None = flag(None, "with --credit: write the same as a page of HTML")
     beta: float | None = flag(None, "of the reward; default: the run's that --model is in, else 0.1", POSITIVE)
     jsonl: bool = flag(False, "one JSON object an answer, for machines")
+    pairs: int | None = flag(None, "append so many answers of each model to --out, for dpo_min.labels", SIZE)
+    out: Path = flag(Path("candidates.jsonl"), "with --pairs: the file; prompts that are in it are passed over")
 
 
 GROUPS = sections(
@@ -80,6 +82,7 @@ GROUPS = sections(
     ("memory and speed", "device"),
     ("the reward of each token, against --reference", "credit"),
     ("output", "jsonl"),
+    ("answers to choose between", "pairs"),
 )
 EXAMPLE = 'python sample.py --model runs/demo/model --prompt "a review of"'
 
@@ -93,6 +96,7 @@ def prepare(argv):
         flags, given = parse(SampleFlags, argv, "Ask a model: a prompt in, text out.", GROUPS, EXAMPLE)
         check_sampling(flags, given)
         check_credit(flags, given)
+        check_pairs(flags, given)
         _ = flags.columns  # which checks them
         if flags.prompt is not None:
             refuse(given, ["prompts", "one_prompt", *NAMED], "with --prompt")
@@ -264,3 +268,19 @@ def check_credit(flags, given):
         raise ValueError(f"--html {flags.html}: not a file in a directory that exists")
     if flags.reference and flags.beta is None:
         flags.beta = run_settings(flags.model)["beta"]
+
+
+def check_pairs(flags, given):
+    """Check sample.py's flags of candidates.
+
+    Raises:
+        ValueError: there would be nothing to choose between, or a flag would have no effect.
+    """
+    if flags.pairs is None:
+        refuse(given, ["out"], "without --pairs")
+        return
+    refuse(given, ["num_samples", "num_beams", "credit", "beta", "jsonl"], "with --pairs, which draws candidates")
+    if flags.pairs == 1 and not flags.reference:
+        raise ValueError("--pairs 1: one answer is nothing to choose from; draw 2 or more, or add --reference")
+    if flags.pairs > 1 and flags.temperature == 0:
+        raise ValueError(f"--pairs {flags.pairs}: with --temperature 0 all answers of a model are the same")

@@ -41,6 +41,7 @@ class TrainFlags(RowFlags):
     eval_fraction: float | None = flag(None, "share of --data held out; default: 0.05, to 1000 pairs", FRACTION)
     sft_data: list[str] = flag([], "fit the first model to the chosen side of these rows; default: of --data")
     skip_bad_rows: bool = flag(False, "leave malformed rows out instead of stopping at them")
+    ties: str = flag("drop", "rows with tie true: leave them out, or train both ways at half weight", ["drop", "half"])
     init: Path | None = flag(None, "model directory to start from; without it a small GPT is fitted first")
     adapter: Path | None = flag(None, "adapter directory that belongs to --init: the run begins with both, merged")
     reference: Path | None = flag(None, "model directory of the reference, if it is not --init")
@@ -162,7 +163,11 @@ WITHOUT_EFFECT = (
         "beta label_smoothing reduce reference reference_refresh max_kl wpo",
         "with --loss-type sft",
     ),
-    (lambda c: c.loss_type in OTHERS, "wpo chosen_column rejected_column", "with a --loss-type that sees no pairs"),
+    (
+        lambda c: c.loss_type in OTHERS,
+        "wpo chosen_column rejected_column ties",
+        "with a --loss-type that sees no pairs",
+    ),
     (lambda c: not c.has_reference, "reference reference_refresh max_kl", "with a --loss-type that has no reference"),
     (
         lambda c: any(ROWS[name].reduce for name in c.losses if name in ROWS),

@@ -56,7 +56,7 @@ def plainly(paths, tokenizer=BYTES, length=12, prompt_length=4, skip=False):
     """What `prepare` should give, by the plain functions."""
     preferences, skipped = load_preferences(paths, skip)
     pairs, counts = tokenize(preferences, tokenizer, length, prompt_length)
-    counts.update(skipped=skipped, plain=sum(not is_dialogue(p.prompt) for p in preferences), offset=0)
+    counts.update(skipped=skipped, plain=sum(not is_dialogue(p.prompt) for p in preferences), offset=0, tie=0)
     counts.update(f"form: {p.form}" for p in preferences)
     counts.update(f"unread: {name}" for p in preferences for name in p.unread)
     return pairs, dict(counts)

@@ -41,6 +41,8 @@ def place(tmp_path_factory):
         named = [{name if k == renamed else k: v for k, v in row.items()} for row in rows(12, "data")]
         named = named if renamed else [row | {"context": "a story"} for row in named]
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    ties = [row | {"tie": i % 3 == 0} for i, row in enumerate(rows(12, "data"))]
+    (place / "ties.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ties))
     tokenizer = load_tokenizer("bytes")
     for seed, name in enumerate(("init", "reference")):
         model = GPT(GPTConfig(257, 32, 1, 2, 8), torch.Generator().manual_seed(seed))
@@ -63,6 +65,7 @@ def values(place, loss_type):
         "eval_fraction": (0.6, {}),
         "sft_data": (place / "other.jsonl", {}),
         "skip_bad_rows": (True, {"data": place / "bad.jsonl"}),
+        "ties": ("half", {"data": place / "ties.jsonl"}),
         "template": ("hh", {}),
         "system": ("Be kind.", {"template": "hh"}),
         "prompt_column": ("title", {"data": place / "title.jsonl"}),

@@ -1,0 +1,83 @@
+"""A file of JSON lines that only grows: a line that was appended is on the disk, whatever happens next."""
+
+import json
+import os
+from contextlib import suppress
+
+from dpo_min.system.files import Lock, flush_to_disk, make_directory, sync
+
+
+class Journal:
+    """One program's hold on such a file. A last line that a crash left without its end is mended when it is opened."""
+
+    def __init__(self, path):
+        """Open the file, or make it.
+
+        Raises:
+            ValueError: another program appends to it now.
+            OSError: it cannot be written.
+        """
+        make_directory(path.absolute().parent)
+        try:
+            self.lock = Lock(path)
+        except BlockingIOError as error:
+            raise ValueError(f"{path}: another program is writing to it") from error
+        self.descriptor = self.lock.file.fileno()
+        mend(self.lock.file)
+        sync(path.absolute().parent)
+
+    def append(self, row):
+        """Write one row and flush it to the disk; whatever goes wrong leaves the file as it was before."""
+        line, end = encode(row), os.lseek(self.descriptor, 0, os.SEEK_END)
+        try:
+            while line:
+                line = line[os.write(self.descriptor, line) :]
+            flush_to_disk(self.descriptor)
+        except BaseException:
+            with suppress(OSError):
+                os.ftruncate(self.descriptor, end)
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        """Let others write."""
+        self.close()
+
+    def close(self):
+        """Let others write."""
+        self.lock.file.close()
+
+
+def encode(row):
+    """A row as one line of bytes."""
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def mend(file):
+    """Give a last line without an end its end if it is whole, and cut it away if it is not."""
+    end = start = file.seek(0, os.SEEK_END)
+    tail = b""
+    while start and b"\n" not in tail:
+        start = max(0, start - 2**20)
+        file.seek(start)
+        tail = file.read(end - start)
+    last = tail[tail.rfind(b"\n") + 1 :]
+    if not last:
+        return
+    if is_whole(last):
+        file.seek(end)
+        file.write(b"\n")
+    else:
+        file.truncate(end - len(last))
+    file.flush()
+    flush_to_disk(file.fileno())
+
+
+def is_whole(line):
+    """Whether bytes are one object of JSON. No beginning of an object is one, so this finds every torn line."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
