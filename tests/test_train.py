@@ -1,5 +1,6 @@
 """The loop: from a file of preferences to a better model, with real tiny models and the real command line."""
 
+import copy
 import gzip
 import json
 import pickle
@@ -162,7 +163,7 @@ def test_step_0_has_no_reward_yet_a_gradient(tmp_path, prefs, init, dtype):
 
 def test_one_step_moves_the_policy_and_not_the_reference(prefs, init, tmp_path):
     """Kills: the optimiser given the reference's parameters; one module serving as both models."""
-    stage, pairs = make_stage(init, prefs, tmp_path, "--reference", init)
+    stage, pairs = make_stage(init, prefs, tmp_path)
     before = {name: tensor.clone() for name, tensor in stage.reference.state_dict().items()}
     assert equal(before, stage.policy.state_dict())
     held = {id(p) for group in stage.optimizer.param_groups for p in group["params"]}
@@ -184,7 +185,7 @@ def make_stage(init, prefs, directory, *argv):
     flags = ["--data", prefs, "--init", init, "--out", directory / "stage", "--eval-fraction", 0, "--max-length", 48]
     config, tokenizer, pairs, *_ = prepare([str(a) for a in [*flags, *argv]])
     policy, reference = train.build_models(config, tokenizer)
-    reference = reference and reference.double()
+    reference = reference and copy.deepcopy(reference).double()  # a live one, whatever the run would make of it
     return train.Stage(config, policy.double(), reference, directory), pairs
 
 
@@ -452,7 +453,7 @@ def test_a_checkpoint_is_data_and_cannot_execute(tmp_path, prefs, init, capsys):
             return Path.touch, (tmp_path / "executed",)
 
     assert json.loads((path / ".metadata").read_text())["ln_f.bias"]["shape"] == [16]  # no pickle
-    (shard,) = path.glob("*.distcp")
+    shard, *_ = path.glob("*.distcp")
     contents, tensors = (path / ".metadata").read_bytes(), shard.read_bytes()
     for change in (
         lambda: (path / ".metadata").write_bytes(pickle.dumps(Touch())),
