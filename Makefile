@@ -11,9 +11,10 @@ PAIRS ?= 10000
 SFT_STEPS ?= 300
 STEPS ?= 250
 FRESH ?= 3000
+LINKED := derivation losses questions symptoms
 PAGES := $(shell grep -ls "from tests.browser import" tests/*/test_*.py)
 
-.PHONY: help setup train evaluate learn test test-browser hunt proof figures explainer walkthrough frontier mutants torture golden real bench bench-gpu links lint format clean
+.PHONY: help setup train evaluate learn test test-browser hunt proof figures symptoms explainer walkthrough frontier mutants torture golden real bench bench-gpu links lint format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -77,8 +78,12 @@ hunt: $(VENV)/installed ## Search for failures: try every property on 20 times t
 proof: $(VENV)/installed ## Run the theorem and check five results: writes docs/proof.md and its pictures
 	$(PY) -m experiments.proof
 
-figures: proof ## Draw every picture of docs/derivation.md and docs/proof.md again
+figures: proof ## Draw every picture of docs/derivation.md, docs/proof.md and docs/losses.md again
 	$(PY) -m experiments.figures
+	$(PY) -m experiments.losses_page
+
+symptoms: $(VENV)/installed ## Make runs go wrong on purpose: writes the curves and numbers of docs/symptoms.md
+	OMP_NUM_THREADS=1 $(PY) -m experiments.symptoms
 
 explainer: $(VENV)/installed ## Write docs/explainer.html, the page to touch
 	OMP_NUM_THREADS=1 $(PY) -m experiments.explainer
@@ -110,8 +115,8 @@ bench-gpu: $(VENV)/installed ## Measure the same on a CUDA GPU, for GPT-2's 124M
 	$(PY) -m experiments.benchmark --device cuda --pairs 256 --batch-size 16 --compile --shape 50257 1024 48 25 1600 \
 		--out docs/benchmarks-gpu-1.5B.md $(BENCH)
 
-links: $(VENV)/installed ## Correct the line numbers in the links of docs/derivation.md
-	$(PY) -m experiments.links docs/derivation.md
+links: $(VENV)/installed ## Correct the line numbers in the links of docs/ to code and tests
+	$(PY) -m experiments.links $(LINKED:%=docs/%.md)
 
 lint: $(VENV)/installed ## Check style and formatting
 	$(VENV)/bin/ruff check .

@@ -200,5 +200,5 @@ def draw_displacement(groups, path):
     axis.axvline(0, color="0.5", linewidth=0.8)
     axis.set(xlabel="log π − log π_ref (nats), when the margin has grown by 3", xlim=(-5.2, 4))
     axis.set_yticks(spots, [name.replace(", simpo", ",\nsimpo") for name in groups], fontsize=8)
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(fontsize=8, loc=(0.62, 0.03))
     save(figure, path)

@@ -1,6 +1,7 @@
 """What the pages of docs/ share: tables, folds, a mean with its interval over runs, and one scale for KL."""
 
 import math
+import re
 import statistics
 
 import numpy as np
@@ -12,6 +13,22 @@ STUDENT = dict(zip(range(2, 11), (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.3
 def table(heads, rows):
     """A Markdown table."""
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (heads, ["---"] * len(heads), *rows))
+
+
+def between(name, text):
+    """A part of a page that a program writes, in its marks."""
+    return f"<!-- {name} -->\n{text}\n<!-- end -->"
+
+
+def renew(path, parts):
+    """Write the parts, name → Markdown, between their marks in a page; ValueError for a part that the page lacks."""
+    page = path.read_text(encoding="utf-8")
+    for name, text in parts.items():
+        old = re.findall(f"(?s)<!-- {name} -->\n.*?<!-- end -->", page)
+        if len(old) != 1:
+            raise ValueError(f"{path}: the mark <!-- {name} --> stands {len(old)} times, expected once")
+        page = page.replace(old[0], between(name, text))
+    path.write_text(page, encoding="utf-8")
 
 
 def folded(summary, text):

@@ -50,7 +50,7 @@ class TrainFlags(RowFlags):
     tokenizer: str | None = flag(None, "bytes, gpt2 or a directory; default: --init's own, bytes without --init")
     out: Path | None = flag(None, "run directory; default: runs/ and the name of the data")
     loss_type: str = flag(
-        "sigmoid", f"{LOSS.words}; the rows of margin_losses.py and ratio_losses.py say when to use which", LOSS
+        "sigmoid", f"{LOSS.words}; docs/losses.md says which to use for which trouble, and where each one ends", LOSS
     )
     beta: float = flag(0.1, "lower: follow the preferences further from the reference; higher: stay", POSITIVE)
     label_smoothing: float | None = flag(None, "rate of wrong labels to allow for; default: 0.1", NOISE_RATE)
