@@ -387,6 +387,12 @@ MUTANTS = {
         "for place in (first - 1,",
         PACKED,
     ),
+    "places that count the padding": (
+        "data/batch",
+        "real.flatten().cumsum(0) - 1",
+        "torch.arange(real.numel())",
+        PACKING + "rows_without_their_padding_have_the_numbers_and_gradients_of_rows_with_it",
+    ),
     "the answers see each other": ("data/batch", "(query == key) | (key == PROMPT)", "(query >= key)", PACKED),
     "the prompt unseen": ("data/batch", "(query == key) | (key == PROMPT)", "(query == key)", PACKED),
     "positions that run on": ("data/batch", "torch.arange(x, x + len(ids))", "torch.arange(first, end)", PACKED),

@@ -48,6 +48,16 @@ class Batch:
             tensors = [x if x is None else x.pin_memory() for x in tensors]
         return Batch(*(x if x is None else x.to(device, non_blocking=True) for x in tensors), lengths)
 
+    def unpadded(self):
+        """(tokens (1, N), positions (1, N), masks, predictors): the rows one after another, without their padding.
+
+        A small batch of real pairs is padding to a third or a half. The masks are those of the rows, for the model.
+        """
+        real = self.segments != PADDING  # (B, T)
+        masks = [mask[:n, :n] for mask, n in zip(self.mask, real.sum(1).tolist(), strict=True)]
+        places = real.flatten().cumsum(0) - 1
+        return self.tokens[real][None], self.positions[real][None], masks, places[self.predictors]
+
 
 def pack(rows, chosen_only=False):
     """Lay rows of a prompt and its answers out as a `Batch`; `chosen_only` takes the first alone, as SFT does.
@@ -89,9 +99,12 @@ def batch_token_logps(model, batch, aligned=False):
     """Log-probabilities of the scored tokens, (T,) for every completion: chosen, then rejected. The whole path.
 
     Only scored positions meet the vocabulary. `aligned` ones are less log Σ_v π(v)², WPO's mean of what is drawn.
+    A CPU computes nothing for padding; a GPU, and compiled code, would lose more by many small shapes.
     """
-    hidden = model(batch.tokens, batch.positions, batch.mask)  # (B, T, C)
-    hidden = hidden.flatten(0, 1)[batch.predictors]  # (S, C)
+    *inputs, predictors = batch.tokens, batch.positions, batch.mask, batch.predictors
+    if batch.segments is not None and batch.tokens.device.type == "cpu" and not model.compiled:
+        *inputs, predictors = batch.unpadded()
+    hidden = model(*inputs).flatten(0, 1)[predictors]  # (B, T, C) → (S, C)
     logps = token_logprobs(hidden, model.head_weight, batch.targets)  # (S,)
     if aligned:
         logps = logps - log_collisions(hidden, model.head_weight)

@@ -44,8 +44,12 @@ def attend(q, k, v, mask=None, write_cache=None):
     """What the queries read: q (B, nh, T, hs), k and v (B, nkv, T, hs) → (B, T, nh·hs).
 
     Each head of keys and values serves nh/nkv neighbouring heads of queries (Ainslie et al., arXiv:2305.13245).
-    mask: (B, 1, T, S), boolean or added to the scores, or None for causal.
+    mask: (B, 1, T, S), boolean or added to the scores, or None for causal; or a list of those, one for each of the
+    texts that stand in a row one after another, none of which sees the others.
     """
+    if isinstance(mask, list):
+        texts = zip(*(z.split([part.shape[-1] for part in mask], dim=2) for z in (q, k, v)), mask, strict=True)
+        return torch.cat([attend(*text) for text in texts], dim=1)
     dtype = q.dtype
     if write_cache is not None:
         k, v = write_cache(k, v)  # (B, nkv, S, hs)
@@ -79,6 +83,12 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint_activations = False  # True: keep only each block's input, and compute the rest again backwards
+        self.compiled = False
+
+    def compile(self, *arguments, **options):
+        """nn.Module's own; those who choose the shapes of what comes in ask for `compiled`."""
+        super().compile(*arguments, **options)
+        self.compiled = True
 
     @property
     def blocks(self):
@@ -110,6 +120,8 @@ class LanguageModel(nn.Module):
             positions: (B, T) or (T,) where each token stands, below block_size; default 0..T−1.
             mask: boolean, (T, T) or (B, T, T): True where the token in row q of the mask may attend to
                 the token in column k, on top of causality; every token should see itself. Default: causal.
+                A list of (Tᵢ, Tᵢ), of which the Tᵢ add up to T: texts one after another in a single row (B = 1),
+                none of which sees the others.
             cache: a `KVCache`; tokens then attend to every cached position up to their own, `mask` is unused.
 
         Returns: (B, T, C).
@@ -142,6 +154,10 @@ class LanguageModel(nn.Module):
             return positions, additive(seen[:, None], cache.keys.dtype)
         if mask is None:
             return positions, None
+        if isinstance(mask, list):
+            if len(tokens) != 1 or sum(map(len, mask)) != T:
+                raise ValueError(f"{kind}: texts of {[*map(len, mask)]} tokens are not a row of {tuple(tokens.shape)}")
+            return positions, [self.prepare(tokens[:, : len(part)], 0, part, None)[1] for part in mask]
         if mask.dtype != torch.bool or mask.shape not in ((T, T), (len(tokens), T, T)):
             raise ValueError(f"{kind}: mask must be boolean (T,T) or (B,T,T), got {mask.dtype} {tuple(mask.shape)}")
         causal, device = torch.ones(T, T, dtype=torch.bool, device=tokens.device).tril(), tokens.device.type

@@ -116,6 +116,34 @@ def test_a_batch_goes_to_a_device_whole():
             assert tensor is None or moved[name].shape == tensor.shape
 
 
+@settings(max_examples=30)
+@given(st.lists(pairs, min_size=1, max_size=4))
+@example([LONGEST, TokenizedPair([0], [END], [1, END])])
+def test_rows_without_their_padding_have_the_numbers_and_gradients_of_rows_with_it(tiny_model, pairs):
+    """What a CPU computes against what a GPU does. Kills: texts that see each other, places that count the padding."""
+    batch, model = pack(pairs), copy.deepcopy(tiny_model).requires_grad_()
+    *inputs, places = batch.unpadded()
+    assert inputs[0].shape == (1, sum(pair.num_tokens for pair in pairs))
+    ways = []
+    with_padding = batch.tokens, batch.positions, batch.mask, batch.predictors
+    for *way, predictors in ((*inputs, places), with_padding):
+        states = model(*way).flatten(0, 1)[predictors]  # (S, C)
+        logps = model.logits(states).log_softmax(-1).gather(1, batch.targets[:, None])
+        ways.append((logps, *torch.autograd.grad(logps.sum(), [*model.parameters()])))
+    for flat, padded in zip(*ways, strict=True):
+        assert_same(flat, padded)
+
+
+def test_compiled_code_has_the_rows_with_their_padding(tiny_model):
+    """Every number of texts, and every length of one, would be compiled anew."""
+    model, seen = copy.deepcopy(tiny_model), []
+    model.register_forward_pre_hook(lambda model, inputs: seen.append(inputs[0].shape))
+    batch = pack([LONGEST, TokenizedPair([0], [END], [1, END])])
+    for model.compiled in (False, True):
+        batch_logps(model, batch)
+    assert seen == [(1, 24), (2, 20)]
+
+
 # ---- the same log-probabilities as padded rows ----
 
 

@@ -206,6 +206,12 @@ def test_a_mask_that_is_not_boolean_is_refused(tiny_model, dtype):
         tiny_model(torch.zeros(2, 3, dtype=torch.long), mask=torch.ones(3, 3, dtype=dtype))
 
 
+@pytest.mark.parametrize(("rows", "sizes"), [(1, [2]), (1, [2, 2]), (1, []), (2, [3])])
+def test_texts_that_are_not_one_row_are_refused(tiny_model, rows, sizes):
+    with pytest.raises(ValueError, match="are not a row of"):
+        tiny_model(torch.zeros(rows, 3, dtype=torch.long), mask=[torch.ones(n, n, dtype=torch.bool) for n in sizes])
+
+
 # ---- the same numbers on other ways ----
 
 

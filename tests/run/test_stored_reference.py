@@ -131,11 +131,11 @@ def test_only_groups_with_a_new_pair_are_scored(tmp_path):
     forwards = []
 
     class Counts:
-        head_weight = MODEL.head_weight
+        head_weight, compiled = MODEL.head_weight, False
 
-        def __call__(self, tokens, *rest):
-            forwards.append(len(tokens))
-            return MODEL(tokens, *rest)
+        def __call__(self, tokens, positions, masks):
+            forwards.append(len(masks))
+            return MODEL(tokens, positions, masks)
 
     stored = filled(tmp_path, [*old, *new], Counts())
     assert forwards == [4, 4, 4]
@@ -261,7 +261,7 @@ def test_an_interrupted_fill_leaves_the_folder_as_it_was(tmp_path, error):
     """Kills: a file of the pairs scored so far under the name of a whole one, and a partial file left behind."""
 
     class Stops:
-        head_weight, left = MODEL.head_weight, 2
+        head_weight, compiled, left = MODEL.head_weight, False, 2
 
         def __call__(self, *arguments):
             self.left -= 1
