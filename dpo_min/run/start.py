@@ -1,5 +1,6 @@
 """What train.py and sample.py do first: they check what was asked, before PyTorch is loaded, which takes seconds."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,11 +9,17 @@ from dpo_min.system.program import guard
 from dpo_min.system.signals import interrupt, on_signals, quit_at_once
 from dpo_min.system.streams import steady
 
+# An idle thread of PyTorch's first looks around for so many turns, some hundredths of a millisecond, and then sleeps. GNU's
+# own number is 300 times as many: on a busy machine that takes the cores from the very thread that is waited for.
+TURNS = "1000"
+
 
 def start(program, argv):
     """What a command line asks for, as the program's own `prepare` checked it, with streams and signals in order."""
     steady(lasting=program == "train.py")  # a run goes on when nobody gets its output; sample.py has no other end
     on_signals(quit_at_once)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", TURNS)
     # These load NumPy, which takes some tenths of a second: Ctrl-C meanwhile must not be a traceback.
     if program == "train.py":
         from dpo_min.run.job import begin as prepare
