@@ -73,8 +73,8 @@ def headline(found, settings):
     differences = gaps(found, settings, "fixed", "objective")
     mean, half = fmean(differences), half_width(differences)
     if len(differences) == 1 or abs(mean) <= half:
-        return "these runs do not tell whether rounds with a fixed reference end with a higher J or with a lower one"
-    return f"rounds with a fixed reference ended with a {'higher' if mean > 0 else 'lower'} J"
+        return "these runs show no difference in J between rounds with a fixed reference and"
+    return f"rounds with a fixed reference ended with a {'higher' if mean > 0 else 'lower'} J than"
 
 
 def compare(found, settings, way):
@@ -95,7 +95,7 @@ def compare(found, settings, way):
 def answer(found, settings):
     """What came out, Markdown: of which way J is higher, and how each way in rounds ends beside `once`."""
     total, verdict = f"{labels_of(found, 'once'):,}", headline(found, settings)
-    first = f"**With {total} labels, {verdict} than one run on as many labels of the reference's answers.** "
+    first = f"**With {total} labels, {verdict} one run on as many labels of the reference's answers.** "
     first += f"J is E[r] − β KL(π‖π₀) with β = {settings.beta:g}. Beside that run, at its end:"
     points = [
         textwrap.fill("- " + compare(found, settings, way), 120, subsequent_indent="  ")
@@ -120,7 +120,7 @@ def draw(found, settings, path):
         axes[1].errorbar(labels, means["kl"], halves["kl"], **bars)
         axes[2].errorbar(means["kl"], means["reward"], halves["reward"], halves["kl"], **bars)
     axes[0].set(xlabel="labels", ylabel=MEASURES["reward"])
-    axes[1].set(xlabel="labels", ylabel=MEASURES["kl"])
+    axes[1].set(xlabel="labels", ylabel=MEASURES["kl"], ylim=(0, None))
     axes[2].set(xlabel=MEASURES["kl"], ylabel=MEASURES["reward"])
     scale_kl(axes[2])
     axes[0].legend(fontsize=8, frameon=False)
@@ -158,7 +158,7 @@ PAGE = """# Labels in rounds, or all at once
 
 `make rounds` wrote this page. As many labels are spent in two ways on the demo's language. *Once*: the first model π₀
 draws two answers to each of {prompts} prompts, {rounds} times, and one run trains on all labels. *In rounds*: π₀ draws
-only once; the policy that was trained on these labels draws the next answers, and so on. The reference stays π₀
+them only once; the policy that was trained on these labels draws the next answers, and so on. The reference stays π₀
 (*fixed*), or it is in each round the policy that the round begins with (*following*). So from the second round on the
 policy learns from pairs of its own answers: these rounds are on-policy.
 
