@@ -14,7 +14,7 @@ FRESH ?= 3000
 LINKED := derivation losses questions symptoms
 PAGES := $(shell grep -ls "from tests.browser import" tests/*/test_*.py)
 
-.PHONY: help setup train evaluate learn test test-browser hunt proof figures symptoms explainer walkthrough frontier mutants torture golden real bench bench-gpu links lint format clean
+.PHONY: help setup train evaluate learn test test-browser hunt proof figures symptoms explainer walkthrough frontier rounds mutants torture golden real bench bench-gpu links lint format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -94,6 +94,9 @@ walkthrough: $(VENV)/installed ## Write docs/walkthrough.ipynb, the notebook to 
 frontier: $(RUN)/model/config.json ## Compare DPO with what it replaces: writes docs/frontier.md and docs/data.md; goes on where it stopped
 	$(PY) -m experiments.frontier --demo $(RUN) --data $(DATA)/prefs.jsonl $(FRONTIER)
 	$(PY) -m experiments.lessons
+
+rounds: $(RUN)/model/config.json ## Spend labels in rounds and at once: writes docs/rounds.md; goes on where it stopped
+	$(PY) -m experiments.rounds --init $(RUN)/reference $(ROUNDS)
 
 mutants: $(VENV)/installed ## Break every operator and constant of the mathematics, and count what the tests catch
 	$(PY) tests/mutants.py

@@ -9,7 +9,9 @@ tie: the labels are noisy, as people are.
 """
 
 import argparse
+import hashlib
 import json
+import math
 import re
 from pathlib import Path
 
@@ -58,8 +60,19 @@ def reward(review):
 
 
 def score(prompt, review):
-    """The reward of an answer, for `python -m dpo_min.judge.evaluate --scorer experiments.demo:score`."""
+    """The reward of an answer, for `--scorer experiments.demo:score`."""
     return reward(review)
+
+
+def judge(prompt, review):
+    """The score of a judge who errs: the reward, and a Gumbel number that the words of prompt and answer decide.
+
+    The difference of two independent Gumbel numbers is logistic (Yellott, 1977). So between two answers the higher
+    score falls to each with Bradley and Terry's probability of their rewards, as the labels of `make_pair` do.
+    """
+    seed = hashlib.sha256(json.dumps([prompt, review]).encode()).digest()[:6]
+    uniform = (int.from_bytes(seed) + 0.5) / 2**48  # between 0 and 1, and neither
+    return reward(review) - math.log(-math.log(uniform))
 
 
 def choose(options, generator):

@@ -223,6 +223,7 @@ def main():
     for name in LESSONS:
         sections.append(lessons_page.section(name, *measured(name, options.runs), options.out / "figures"))
         print(f"{name}\n{sections[-1]}", flush=True)
+    sections.append(lessons_page.on_policy(options.out / "rounds.md"))
     (options.out / "data.md").write_text(lessons_page.INTRODUCTION + "\n".join(sections), encoding="utf-8")
     print(f"written: {options.out / 'data.md'}")
 

@@ -3,7 +3,7 @@
 from statistics import fmean
 
 from dpo_min.system.picture import pyplot, save, typeset
-from experiments.pages import scale_kl, table
+from experiments.pages import marked, scale_kl, table
 
 plt = pyplot()
 
@@ -267,3 +267,17 @@ are not, and wrong labels pull as hard as right ones.
 ![Reward and drift against β, DPO beside the optimum](figures/data-beta.png)
 """,
 }
+ON_POLICY = """## Pairs from the policy itself
+
+The same number of labels can be spent at once on the reference's answers, or in rounds on the answers of the policy as
+it is by then. This was measured on the demo's language, and [rounds.md](rounds.md) has the table and the picture.
+
+<!-- rounds -->
+{answer}<!-- end -->
+"""
+
+
+def on_policy(rounds):
+    """The last part of the page: the answer that stands in rounds.md, a path, which `make rounds` writes."""
+    answer = marked(rounds.read_text(encoding="utf-8"), "rounds") if rounds.exists() else ""
+    return ON_POLICY.format(answer=answer or "`make rounds` has not been run.\n")

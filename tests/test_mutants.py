@@ -23,6 +23,7 @@ GPT, GENERATE, TRAIN = (
     "tests/decode/test_generate.py::test_",
     "tests/test_train.py::test_",
 )
+VERDICTS = "tests/labels/test_verdicts.py::test_"
 SAMPLING = "tests/decode/test_sampling.py::test_"
 
 BY_HAND = OBJECTIVE + "objective_and_optimum_worked_by_hand"
@@ -548,6 +549,25 @@ MUTANTS = {
         "os.ftruncate(self.descriptor, end)",
         "os.ftruncate(self.descriptor, end + 3)",
         LABELS + "candidates.py::test_a_row_that_the_disk_does_not_take_leaves_no_trace",
+    ),
+    # Labels by a scorer
+    "the place of an answer counts": (
+        "labels/verdicts",
+        "shown[i][j] - shown[j][i]",
+        "shown[i][j] + shown[j][i] - 1",
+        VERDICTS + "what_a_place_is_worth_decides_nothing",
+    ),
+    "the worse answer is chosen": (
+        "labels/verdicts",
+        "Verdict(j, i, False) if lead < 0",
+        "Verdict(j, i, False) if lead > 0",
+        VERDICTS + "of_scores_the_higher_wins_and_the_best_is_set_against_the_worst",
+    ),
+    "agreement counted as a bias": (
+        "labels/verdicts",
+        "self.first += taken > 1",
+        "self.first += taken >= 1",
+        VERDICTS + "position_bias_worked_by_hand",
     ),
 }
 

@@ -1,11 +1,13 @@
-"""Label candidates in a browser on this machine, or say what the labels are worth.
+"""Label candidates in a browser on this machine, or by a scorer; or say what the labels are worth.
 
-    python -m dpo_min.labels candidates.jsonl --out prefs.jsonl              prints the address of the page
-    python -m dpo_min.labels candidates.jsonl --out prefs.jsonl --report     how much noise the labels have
+    python -m dpo_min.labels candidates.jsonl --out prefs.jsonl                   prints the address of the page
+    python -m dpo_min.labels candidates.jsonl --out prefs.jsonl --scorer my:judge labels without a person
+    python -m dpo_min.labels candidates.jsonl --out prefs.jsonl --report          how much noise the labels have
 
 Two answers stand side by side, in random order, without the names of their models. A takes the left one and B the right
 one, = is a tie, S skips, U undoes. Every choice is on the disk before the next pair is shown. Ctrl-C ends the program,
-and the same command goes on.
+and the same command goes on. `scored.py` says what may be a scorer. Its labels go into the same files, and what is
+labelled there already, by whomever, is passed over.
 """
 
 import sys
@@ -16,7 +18,9 @@ from dpo_min.labels.agreement import count_choices, report
 from dpo_min.labels.candidates import read_candidates
 from dpo_min.labels.choices import Choices, all_pairs, journal_of, read_events, settle
 from dpo_min.labels.desk import Desk
+from dpo_min.labels.scored import Scorer, label_all
 from dpo_min.labels.server import Server
+from dpo_min.labels.verdicts import COMPARISONS
 from dpo_min.system.flags import NATURAL, between, flag, is_text, parse, refuse, sections
 from dpo_min.system.program import mistakes, run, stop
 from dpo_min.system.signals import interrupt, on_signals
@@ -30,11 +34,22 @@ class LabelFlags:
     out: Path = flag(MISSING, "the labels, as train.py reads them; a file that is there is gone on with")
     annotator: str | None = flag(None, "write into each row who chose, under this name, and when")
     repeat: int = flag(10, "show every N-th pair a second time, sides swapped, to measure the noise; 0: none", NATURAL)
+    scorer: str | None = flag(None, "label without a person: module:function, or a model directory with --reference")
+    reference: Path | None = flag(None, "the model that a --scorer that is a model is measured against")
+    compare: str = flag("best-worst", "of a prompt's answers, by the scorer: one pair, or all pairs", [*COMPARISONS])
     port: int = flag(0, "of the page; 0: a free one", between(0, 65535, "a whole number from 0 to 65535"))
     report: bool = flag(False, "say what the labels so far are worth, and end")
 
 
-GROUPS = sections(LabelFlags, "candidates out", ("labelling", "annotator"), ("output", "report"))
+GROUPS = sections(
+    LabelFlags,
+    "candidates out",
+    ("labelling", "annotator"),
+    ("by a scorer", "scorer"),
+    ("labelling", "port"),
+    ("output", "report"),
+)
+ABOUT = "Choose between answers, in a browser on this machine or by a scorer."
 EXAMPLE = "python -m dpo_min.labels candidates.jsonl --out prefs.jsonl"
 
 
@@ -42,18 +57,43 @@ def main(argv):
     """Serve the page until Ctrl-C, or report; returns the exit code."""
     on_signals(interrupt)
     with mistakes():
-        flags, given = parse(LabelFlags, argv, "Choose between answers, in a browser on this machine.", GROUPS, EXAMPLE)
+        flags, given = parse(LabelFlags, argv, ABOUT, GROUPS, EXAMPLE)
         if flags.report:
-            refuse(given, ["annotator", "repeat", "port"], "with --report, which shows no page")
+            refuse(
+                given,
+                ["annotator", "repeat", "port", "scorer", "reference", "compare"],
+                "with --report, which labels nothing",
+            )
             print("\n".join(report(count_choices(settle(read_events(journal_of(flags.out)))))))
             return 0
         if flags.annotator is not None and not (flags.annotator.strip() and is_text(flags.annotator)):
             raise ValueError(f"--annotator: expected a name, got {flags.annotator!r}")
-        pairs = all_pairs([line for path in flags.candidates for line in read_candidates(path)])
+        if flags.scorer is None:
+            refuse(given, ["reference", "compare"], "without --scorer")
+        else:
+            refuse(given, ["repeat", "port"], "with --scorer, which needs no page")
+        candidates = [line for path in flags.candidates for line in read_candidates(path)]
+        pairs = all_pairs(candidates)
         if not pairs:
             raise ValueError(f"{', '.join(flags.candidates)}: no prompt has two answers that differ and say something")
+        scorer = flags.scorer and Scorer(flags.scorer, flags.reference)
         choices = Choices(flags.out, flags.annotator)
+    if scorer:
+        return score(candidates, scorer, choices, flags)
     return serve(Desk(pairs, choices, flags.repeat), flags)
+
+
+def score(candidates, scorer, choices, flags):
+    """Label by the scorer what has no label yet."""
+    try:
+        with mistakes():
+            labels, ties = label_all(candidates, scorer, flags.compare, choices)
+    finally:
+        choices.close()
+    print(f"{flags.out}: {labels} labels by {flags.scorer}, {ties} of them ties")
+    if scorer.bias and scorer.bias.pairs:
+        print(scorer.bias)
+    return 0
 
 
 def serve(desk, flags):

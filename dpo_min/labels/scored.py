@@ -1,0 +1,130 @@
+"""Labels without a person: what may be a scorer, what it is asked of each prompt's answers, and what it says.
+
+    module:function      (prompt, answer) → a number, higher for a better answer
+    module:function      (prompt, first, second) → from 0 to 1, how surely the first is better; ½ is a tie
+    a model directory    with --reference: the implicit reward of each answer
+
+A prompt that is a dialogue reaches a function as text, in the form of HH.
+"""
+
+import importlib
+import inspect
+from pathlib import Path
+
+from dpo_min.data.forms import read_prompt
+from dpo_min.data.templates import PLAIN
+from dpo_min.judge.scorers import load_scorer, one_line, worth
+from dpo_min.labels.choices import pair_of
+from dpo_min.labels.verdicts import PositionBias, Verdict, from_scores, verdicts
+from dpo_min.system.progress import Progress
+
+
+class Scorer:
+    """Whoever labels without a person; `bias` is None for one that sees a single answer at a time."""
+
+    def __init__(self, name, reference=None):
+        """Load what --scorer and --reference name.
+
+        Raises:
+            ValueError: it is none of what may be a scorer.
+        """
+        self.name, self.bias = name, None
+        if Path(name).is_dir():
+            if not reference:
+                raise ValueError(f"--scorer {name}: a model is measured against another: add --reference DIR")
+            implicit = importlib.import_module("dpo_min.labels.implicit")  # which loads PyTorch
+            self.ask = implicit.ImplicitReward(Path(name), reference).scores
+            return
+        if reference:
+            raise ValueError("--reference has no effect unless --scorer is a model directory; leave it out")
+        place, colon, _ = name.rpartition(":")
+        if not colon or Path(place).is_file():
+            raise ValueError(f"--scorer {name}: expected module:function, or a model directory")
+        self.function = load_scorer(name)
+        if sees_both(self.function):
+            self.bias = PositionBias()
+        self.ask = self.score
+
+    def score(self, prompt, answers):
+        """The scores of K answers by a function that sees one of them at a time."""
+        asked = as_text(prompt)
+        return [self.called(worth, asked, answer) for answer in answers]
+
+    def called(self, check, *texts):
+        """What the function says, checked; ValueError for whatever it raises, and for what is no score."""
+        try:
+            return check(self.function(*texts))
+        except (Exception, SystemExit) as error:  # whatever a function that is not ours may raise
+            raise ValueError(f"--scorer {self.name}: on {texts[1][:60]!r}: {one_line(error)}") from error
+
+    def shown(self, prompt, answers):
+        """What `verdicts` reads of K answers, (K, K)."""
+        if not self.bias:
+            return from_scores(self.ask(prompt, answers))
+        asked, places = as_text(prompt), range(len(answers))
+        shown = [[0.5 if i == j else self.called(share, asked, answers[i], answers[j]) for j in places] for i in places]
+        self.bias.see(shown)
+        return shown
+
+    def label(self, candidates, which):
+        """The `Verdict`s on the answers of `Candidates`, by their places; `which` as in `verdicts`.
+
+        Answers that say nothing, and those that say what an earlier one says, are not compared.
+        """
+        places = [i for i, y in enumerate(candidates.answers) if y and y not in candidates.answers[:i]]
+        if len(places) < 2:
+            return []
+        found = verdicts(self.shown(candidates.prompt, [candidates.answers[i] for i in places]), which)
+        return [Verdict(places[i], places[j], tie) for i, j, tie in found]
+
+
+def label_all(candidates, scorer, which, choices):
+    """Label all `Candidates` that `choices` lacks; returns how many labels came, and how many of them are ties.
+
+    Of best against worst a prompt has one label, so one that has any is passed over; of all pairs those that have one.
+    """
+    labels = ties = 0
+    with Progress("labels", total=len(candidates), unit="prompts") as progress:
+        for done, line in enumerate(candidates, 1):
+            known = [pair_of(line.prompt, *map(line.answers.__getitem__, ij)).key for ij in line.pairs()]
+            known = [f"{key}:0" in choices.state for key in known]
+            for i, j, tie in () if all(known) or (any(known) and which != "all") else scorer.label(line, which):
+                pair = pair_of(line.prompt, line.answers[i], line.answers[j])
+                if f"{pair.key}:0" not in choices.state:
+                    left, right = pair.sides(False)
+                    choice = "=" if tie else "A" if left == line.answers[i] else "B"
+                    choices.set(f"{pair.key}:0", choice, pair.prompt, left, right)
+                    labels, ties = labels + 1, ties + tie
+            progress.at(done)
+    return labels, ties
+
+
+def sees_both(function):
+    """Whether a function takes two answers beside the prompt; one that takes one or two is asked about one.
+
+    Raises:
+        ValueError: it takes neither.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of some functions in C nothing is known
+        return False
+    for both in (False, True):
+        try:
+            signature.bind(*"xyy" if both else "xy")
+            return both
+        except TypeError:
+            pass
+    raise ValueError("--scorer: the function takes neither (prompt, answer) nor (prompt, first, second)")
+
+
+def share(value):
+    """A number from 0 to 1; ValueError for any other."""
+    if not 0 <= (value := worth(value)) <= 1:
+        raise ValueError(f"how surely the first is better must be from 0 to 1, not {value}")
+    return value
+
+
+def as_text(prompt):
+    """A prompt, a text or the messages of a dialogue, as text."""
+    return PLAIN.shown(read_prompt(prompt))
