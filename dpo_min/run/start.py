@@ -9,8 +9,8 @@ from dpo_min.system.program import guard
 from dpo_min.system.signals import interrupt, on_signals, quit_at_once
 from dpo_min.system.streams import steady
 
-# An idle thread of PyTorch's first looks around for so many turns, some hundredths of a millisecond, and then sleeps. GNU's
-# own number is 300 times as many: on a busy machine that takes the cores from the very thread that is waited for.
+# An idle thread of PyTorch's first looks around for so many turns, some hundredths of a millisecond, and then sleeps.
+# GNU's own number is 300 times as many: on a busy machine that takes the cores from the thread that is waited for.
 TURNS = "1000"
 
 
