@@ -62,6 +62,7 @@ def lines(text):
 def notebook(text):
     """The notebook of a source, executed: a dict in the format nbformat 4.5."""
     names, found, count = {"__name__": "__main__"}, [], 0
+    pyplot().close("all")  # what others left open is not a cell's
     for kind, source, tags in cells(text):
         if not source:
             continue

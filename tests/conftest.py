@@ -13,7 +13,9 @@ from dpo_min.model.llama import Llama, LlamaConfig
 # `make test` draws the same examples everywhere, so that a failure here is a failure there. `make hunt` searches: other
 # examples each time, and HUNT times as many of them.
 HUNT = int(os.environ.get("HUNT", "0"))
-hypothesis.settings.register_profile("test", derandomize=True, deadline=None, database=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "test", derandomize=True, max_examples=50, deadline=None, database=None, print_blob=True
+)
 hypothesis.settings.register_profile("hunt", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("hunt" if HUNT else "test")
 
