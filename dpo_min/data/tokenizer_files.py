@@ -21,6 +21,7 @@ from dpo_min.data.tokenizer_added import (
     named_token,
 )
 from dpo_min.data.tokenizer_pieces import ENDINGS, pattern_of
+from dpo_min.model.model_directory import mistaken_for
 from dpo_min.system.files import read_json, read_text
 
 VERSION = "#version: 0.2"  # the first line of merges.txt
@@ -96,9 +97,8 @@ def gather(directory):
     texts = {name: read_text(directory / name).removeprefix("\ufeff") for name in names if (directory / name).exists()}
     pair = next((pair for pair in TWO_FILES if texts.keys() >= {*pair}), None)
     if ONE_FILE not in texts and not pair:
-        raise ValueError(
-            f"no vocab.json with merges.txt, nor encoder.json with vocab.bpe, nor {ONE_FILE}; name one with --tokenizer"
-        )
+        none = f"no vocab.json with merges.txt, nor encoder.json with vocab.bpe, nor {ONE_FILE}"
+        raise ValueError(mistaken_for(directory) or f"{none}; name one with --tokenizer")
     return Files(texts, pair, *(parse(name, texts.get(name, "{}")) for name in (CONFIG, NAMED, ADDED)))
 
 

@@ -9,22 +9,25 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 def read_config(directory):
     """The object in a model directory's config.json; ValueError says what the directory is, where it is no model's."""
-    directory, what = Path(directory), None
+    path = Path(directory) / "config.json"
+    if what := mistaken_for(Path(directory)):
+        raise ValueError(f"{directory}: not a model: {what}")
+    return read_json(path)
+
+
+def mistaken_for(directory):
+    """What a path that was given as a model's is instead, where that is known; else None."""
     if directory.is_file():
-        what = f"a {directory.suffix or 'plain'} file, not a directory with safetensors in it"
-    elif not (directory / "config.json").exists():
-        if (directory / "model" / "config.json").is_file():
-            what = f"the directory of a run: the model is in {directory / 'model'}"
-        elif (directory / "adapter_config.json").is_file():
-            what = "an adapter; give the model that it was trained on as --init, and this as --adapter"
-        elif any(directory.glob("*.gguf")):
-            what = "a GGUF file is in it; convert it to safetensors first"
-    if not what:
-        content = read_json(directory / "config.json")
-        if "data_sha256" not in content or "model_type" in content:
-            return content
-        what = f"the directory of a run: the model is in {directory / 'model'}"
-    raise ValueError(f"{directory}: not a model: {what}")
+        return f"a {directory.suffix or 'plain'} file, not a directory with safetensors in it"
+    path = directory / "config.json"
+    content = read_json(path) if path.exists() else {}
+    if "model_type" not in content and ("data_sha256" in content or (directory / "model" / "config.json").is_file()):
+        return f"the directory of a run: the model is in {directory / 'model'}"
+    if path.exists():
+        return None
+    if (directory / "adapter_config.json").is_file():
+        return "an adapter; give the model that it was trained on as --init, and this as --adapter"
+    return "a GGUF file is in it; convert it to safetensors first" if any(directory.glob("*.gguf")) else None
 
 
 def weight_files(directory):
