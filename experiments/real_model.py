@@ -2,9 +2,9 @@
 
     python -m experiments.real_model --model DIR --data train.jsonl --eval-data heldout.jsonl [--out docs]
 
-Short runs at a few learning rates and β choose the settings; one run of --epochs with them is what the page is about.
-Every number comes from train.py, sample.py and evaluate.py, started as programs. Finished runs under --runs are kept,
-so that the command goes on where it stopped.
+One run of train.py with no flags but the model, the data, --epochs and what --flags adds. Every number comes from
+train.py, sample.py and evaluate.py, started as programs. A finished run under --runs is kept, so that the command goes
+on where it stopped.
 """
 
 import argparse
@@ -28,7 +28,6 @@ from dpo_min.judge.statistics import wilson_interval
 from experiments.pages import table
 
 ROOT = Path(__file__).resolve().parents[1]
-RATES, BETAS = (5e-6, 1e-5, 2e-5), (0.05, 0.1, 0.3)
 PROMPTS = (  # no row of the data has one of these
     "Rewrite this so that a customer is not offended: 'Your order is late because you typed the wrong address.'",
     "Explain in one sentence why the sky is blue.",
@@ -49,15 +48,14 @@ def run(command, log):
     return time.perf_counter() - start, usage.ru_maxrss / 2**20
 
 
-def train(options, name, *flags):
-    """A run of train.py under --runs, or the kept one; → its seconds and peak memory."""
-    out, notes = options.runs / name, options.runs / f"{name}.json"
+def train(options):
+    """The run under --runs, or the kept one; → its seconds, peak memory and command."""
+    out, notes = options.runs / "run", options.runs / "run.json"
     if not notes.exists():
         command = ["train.py", "--data", *options.data, "--eval-data", *options.eval_data, "--init", options.model]
-        command += ["--out", str(out), "--batch-size", "8", "--dtype", options.dtype, *map(str, flags)]
-        if (out / "config.json").exists():
-            command.append("--resume")
-        seconds, peak = run(command, options.runs / f"{name}.log")
+        command += ["--epochs", f"{options.epochs:g}", *shlex.split(options.flags), "--out", str(out)]
+        resumed = ["--resume"] if (out / "config.json").exists() else []
+        seconds, peak = run([*command, *resumed], options.runs / "run.log")
         notes.write_text(json.dumps({"seconds": seconds, "peak": peak, "command": command}))
     return json.loads(notes.read_text())
 
@@ -66,17 +64,6 @@ def metrics(directory, split):
     """The lines of one split of a run's metrics.jsonl."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if line["split"] == split]
-
-
-def search(options):
-    """(β, learning rate) → the last held-out line of a short run with them."""
-    tried = [(beta, options.rates[-2]) for beta in options.betas] + [(options.beta, rate) for rate in options.rates]
-    found = {}
-    for beta, rate in dict.fromkeys(tried):
-        name = f"search-beta-{beta:g}-rate-{rate:g}"
-        train(options, name, "--beta", beta, "--learning-rate", rate, "--max-steps", options.search_steps)
-        found[beta, rate] = metrics(options.runs / name, "eval")[-1]
-    return found
 
 
 def evaluate(options, model, name):
@@ -132,40 +119,42 @@ def interval(figure):
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
-def draw_page(options, found, path):
-    """The search and the run that followed: held-out accuracy against learning rate and β, and along the steps."""
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-    for axis, place, label in ((axes[0], 1, "learning rate"), (axes[1], 0, "β")):
-        other = options.beta if place else options.rates[-2]
-        kept = sorted((key[place], line) for key, line in found.items() if key[1 - place] == other)
-        n = kept[0][1]["pairs"]
-        for x, line in kept:
-            rate = line["rewards/accuracies"]
-            low, high = wilson_interval(rate * n, n)
-            axis.errorbar(x, rate, [[rate - low], [high - rate]], fmt="o", color="black", capsize=3)
-        axis.set(xscale="log", xlabel=label, ylim=(0.4, 1.0))
-        axis.set_title(
-            f"{options.search_steps} steps of 8 pairs, " + (f"β = {other:g}" if place else f"rate {other:g}")
-        )
-    axes[0].set_ylabel(f"held-out accuracy (n = {n}, 95 %)")
-    lines = metrics(options.runs / "chosen", "eval")
-    axes[2].plot([line["step"] for line in lines], [line["rewards/accuracies"] for line in lines], "k.-")
-    axes[2].set(xlabel="step", ylim=(0.4, 1.0), title="the run with the chosen settings")
-    for axis in axes:
+def draw_run(directory, path):
+    """Loss and accuracy of a run along its steps: of the pairs that it trains on, and of those held out."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    for axis, key in zip(axes, ("loss", "rewards/accuracies"), strict=True):
+        for split, style in (("train", "k.-"), ("eval", "o")):
+            lines = metrics(directory, split)
+            x, y = [line["step"] for line in lines], [line[key] for line in lines]
+            if split == "eval" and key == "rewards/accuracies":
+                pairs = zip(
+                    y,
+                    [wilson_interval(rate * line["pairs"], line["pairs"]) for rate, line in zip(y, lines, strict=True)],
+                    strict=True,
+                )
+                bars = [(rate - low, high - rate) for rate, (low, high) in pairs]
+                axis.errorbar(
+                    x, y, [*zip(*bars, strict=True)], fmt=style, color="C0", capsize=3, label="held out, 95 %"
+                )
+            else:
+                axis.plot(
+                    x,
+                    y,
+                    style,
+                    color="black" if split == "train" else "C0",
+                    label={"train": "trained on", "eval": "held out"}[split],
+                )
+        axis.set(xlabel="step", title=key.removeprefix("rewards/"))
         axis.spines[["top", "right"]].set_visible(False)
-        axis.axhline(0.5, color="grey", linewidth=0.8)
+        axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 
-def page(options, found, notes, report, texts, tokens):
+def page(options, notes, report, texts, tokens):
     """docs/real-model.md."""
-    last = metrics(options.runs / "chosen", "eval")[-1]
+    last = metrics(options.runs / "run", "eval")[-1]
     pairs = sum(1 for path in options.data for _ in read_rows(path))
-    search_rows = [
-        (f"{beta:g}", f"{rate:g}", f"{line['loss']:.3f}", f"{line['rewards/accuracies']:.3f}")
-        for (beta, rate), line in sorted(found.items())
-    ]
     figures = report["figures"]
     measured = [
         ("prefers the chosen answer by log π(y∣x), before", interval(figures["likelier_reference"])),
@@ -187,16 +176,18 @@ def page(options, found, notes, report, texts, tokens):
     return f"""# A real model, made better
 
 `make real MODEL=DIR DATA=… EVAL=…` writes this page. Here the model is {options.about}. It was trained on {pairs} real
-preferences, {options.data_about}, and measured on {report["figures"]["accuracy"]["n"]} rows whose prompts it never saw.
-Hardware: {hardware()}; dtype {options.dtype}.
+preferences, {options.data_about}, and measured on {figures["accuracy"]["n"]} rows whose prompts it never saw.
+Hardware: {hardware()}. The whole command:
 
-![Held-out accuracy against the learning rate, against β, and along the run](figures/real-model.png)
+```sh
+python {shlex.join(Path(word).name if "/" in word else word for word in notes["command"])}
+```
+
+![Loss and accuracy along the run](figures/real-model.png)
 
 {table(("", "value [95 % interval]"), measured)}
 
-The settings are β = {options.beta:g} and a learning rate of {options.rate:g}, found by short runs:
-
-{table(("β", "learning rate", "held-out loss", "held-out accuracy"), search_rows)}
+{options.note}
 
 ## Answers to prompts that no row has
 
@@ -213,7 +204,7 @@ The first held-out row, token by token: β (log π − log π_ref) of each.
 
 
 def main(argv):
-    """Search, train, measure, write; returns the exit code."""
+    """Train, measure, write; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="model directory to start from")
     parser.add_argument("--data", nargs="+", required=True, help="preferences to train on")
@@ -221,24 +212,19 @@ def main(argv):
     parser.add_argument("--about", default="the one in --model", help="what the model is, as the page says it")
     parser.add_argument("--data-about", default="those of --data", help="what the preferences are, as the page says it")
     parser.add_argument("--epochs", type=float, default=2)
-    parser.add_argument("--beta", type=float, default=0.1)
-    parser.add_argument("--betas", type=float, nargs="*", default=BETAS)
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
-    parser.add_argument("--search-steps", type=int, default=25)
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--flags", default="", help="more flags of train.py")
+    parser.add_argument("--note", default="", help="a paragraph for the page")
+    parser.add_argument("--dtype", default="auto", help="of evaluate.py and sample.py")
     parser.add_argument("--runs", type=Path, default=Path("runs/real-model"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args(argv)
     options.runs.mkdir(parents=True, exist_ok=True)
-    found = search(options)
-    options.rate = min((line["loss"], rate) for (beta, rate), line in found.items() if beta == options.beta)[1]
-    chosen = "--beta", options.beta, "--learning-rate", options.rate, "--epochs", options.epochs, "--eval-every", 25
-    notes = train(options, "chosen", *chosen)
-    model = options.runs / "chosen" / "model"
+    notes = train(options)
+    model = options.runs / "run" / "model"
     report = evaluate(options, model, "evaluation")
     texts = answers(options, options.model, "answers-before"), answers(options, model, "answers-after")
-    draw_page(options, found, options.out / "figures" / "real-model.png")
-    text = page(options, found, notes, report, texts, credit(options, model))
+    draw_run(options.runs / "run", options.out / "figures" / "real-model.png")
+    text = page(options, notes, report, texts, credit(options, model))
     (options.out / "real-model.md").write_text(text, encoding="utf-8")
     print(f"written: {options.out / 'real-model.md'}")
     return 0
