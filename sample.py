@@ -20,8 +20,8 @@ import torch
 
 from dpo_min.data.tokenizing import encode_prompt
 from dpo_min.decode.beams import beam_search
-from dpo_min.decode.decoding_weights import decoding_weights
-from dpo_min.decode.generate import stream
+from dpo_min.decode.generation import stream
+from dpo_min.decode.packed_weights import decoding_weights
 from dpo_min.decode.stop_strings import StopStrings
 from dpo_min.judge.credit import Judge
 from dpo_min.labels.drawing import draw_candidates

@@ -5,6 +5,8 @@ one purpose, which its `__init__.py` says before it gives a reading order of its
 the wings, a file imports only files above it, and a wing imports only wings above it.
 """
 
+from importlib import import_module
+
 READING_ORDER = (
     "objective",
     "preference",
@@ -17,3 +19,14 @@ READING_ORDER = (
     "metrics",
 )
 WINGS = ("system", "model", "data", "decode", "judge", "run", "rl", "labels", "learn")
+
+
+def exports(package, **modules):
+    """A package's `__getattr__`: name=module of what it exports, loaded at the first use, for PyTorch takes seconds."""
+
+    def find(name):
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{modules[name]}"), name)
+
+    return find

@@ -14,8 +14,8 @@ from dpo_min.data.batch import batch_logps, pack
 from dpo_min.data.rows import load_preferences
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.data.tokenizing import TokenizedPair, tokenize
-from dpo_min.decode.decoding_weights import PackedLinear, decoding_weights
-from dpo_min.decode.generate import generate
+from dpo_min.decode.generation import generate
+from dpo_min.decode.packed_weights import PackedLinear, decoding_weights
 from dpo_min.exact import rectangle
 from dpo_min.logprob import sequence_logprobs, token_logprobs
 from dpo_min.losses import LOSSES

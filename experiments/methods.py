@@ -14,7 +14,7 @@ from dpo_min.data.batch import batch_logps, batches, pack
 from dpo_min.data.rows import load_preferences
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.data.tokenizing import TokenizedPair, tokenize
-from dpo_min.decode.generate import generate
+from dpo_min.decode.generation import generate
 from dpo_min.exact import exact_log_policy
 from dpo_min.judge.scoring import log_ratios
 from dpo_min.judge.statistics import Z_95, mean_interval

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from dpo_min.data.tokenizer import load_tokenizer
-from dpo_min.decode.generate import generate
+from dpo_min.decode.generation import generate
 from dpo_min.judge.scoring import log_ratios
 from dpo_min.judge.statistics import mean_interval, wilson_interval
 from dpo_min.metrics import wins

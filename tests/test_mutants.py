@@ -20,7 +20,7 @@ PACKING, REFERENCE = "tests/data/test_batch.py::test_", "tests/run/test_stored_r
 METRICS = "tests/test_metrics.py::test_"
 GPT, GENERATE, TRAIN = (
     "tests/model/test_gpt.py::test_",
-    "tests/decode/test_generate.py::test_",
+    "tests/decode/test_generation.py::test_",
     "tests/test_train.py::test_",
 )
 VERDICTS = "tests/labels/test_verdicts.py::test_"
@@ -474,7 +474,7 @@ MUTANTS = {
         SAMPLING + "top_p_of_four_equal_tokens",
     ),
     "the first draw from the padding": (
-        "decode/generate",
+        "decode/generation",
         "lengths - 1]",
         "-1]",
         GENERATE + "decode_steps_after_a_prefill_are_the_full_forward",

@@ -4,6 +4,7 @@ import ast
 import importlib
 import io
 import re
+import subprocess
 import sys
 import tokenize
 from pathlib import Path
@@ -72,7 +73,22 @@ def test_every_wing_says_what_it_is_for_and_imports_nothing_by_itself():
         path = PACKAGE / wing / "__init__.py"
         tree = ast.parse(path.read_text(encoding="utf-8"))
         assert len(ast.get_docstring(tree)) > 60, path
-        assert [*imports(path)] == [], path
+        assert {*imports(path)} <= {"importlib", "importlib.import_module", "?", "dpo_min", "dpo_min.exports"}, path
+
+
+def test_the_public_names_are_found_in_their_wings_and_load_nothing_before_their_use():
+    """Kills: a module with the name of what its wing exports, which would hide it once it is imported."""
+    public = {"model": ("load_model", "save_model"), "data": ("load_preferences", "load_tokenizer")}
+    public["decode"] = "generate", "decoding_weights"
+    for wing, names in public.items():
+        package = importlib.import_module(f"dpo_min.{wing}")
+        assert {*names}.isdisjoint(package.READING_ORDER)
+        for name in names:
+            assert getattr(package, name).__module__.startswith(f"dpo_min.{wing}.")
+        with pytest.raises(AttributeError, match="has no attribute"):
+            _ = package.absent
+    code = "import sys, dpo_min.model, dpo_min.data, dpo_min.decode; assert not {'torch', 'numpy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_an_import_from_below_would_be_seen_however_it_is_written(tmp_path):

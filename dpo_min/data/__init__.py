@@ -1,5 +1,7 @@
 """From a line of JSON to the tensors of a step: row → `Preference` → `TokenizedPair` → `Batch`."""
 
+from dpo_min import exports
+
 READING_ORDER = (
     "tokenizer_merges",
     "tokenizer_pieces",
@@ -22,3 +24,4 @@ READING_ORDER = (
     "cache",
     "batch",
 )
+__getattr__ = exports(__name__, load_preferences="rows", load_tokenizer="tokenizer")

@@ -1,3 +1,6 @@
 """From a prompt to a completion: the distribution of the next token, a draw from it, and beams."""
 
-READING_ORDER = ("stop_strings", "sampling", "decoding_weights", "generate", "beams")
+from dpo_min import exports
+
+READING_ORDER = ("stop_strings", "sampling", "packed_weights", "generation", "beams")
+__getattr__ = exports(__name__, generate="generation", decoding_weights="packed_weights")

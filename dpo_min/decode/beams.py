@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from dpo_min.decode.generate import Completion, decode_step, prefill
+from dpo_min.decode.generation import Completion, decode_step, prefill
 from dpo_min.decode.sampling import Sampling, forbid, largest, log_probs
 
 
@@ -27,7 +27,7 @@ def beam_search(
     is greedy decoding. With as many beams as there are completions none is ever dropped, and the first is the exact
     argmax.
 
-    Args: as generate.py says; `min_new_tokens`, `stop` and `vocab_size` as in `Sampling`.
+    Args: as generation.py says; `min_new_tokens`, `stop` and `vocab_size` as in `Sampling`.
     """
     Sampling(min_new_tokens=min_new_tokens, vocab_size=vocab_size).check_limit(max_new_tokens)
     if num_beams < 1:

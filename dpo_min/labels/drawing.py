@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import torch
 
-from dpo_min.decode.generate import generate
+from dpo_min.decode.generation import generate
 from dpo_min.decode.sampling import Sampling
 from dpo_min.decode.stop_strings import StopStrings
 from dpo_min.labels.candidates import Candidates, read_candidates

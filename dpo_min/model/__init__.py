@@ -1,5 +1,7 @@
 """The language model: tokens in, hidden states out, and its weights to and from a directory."""
 
+from dpo_min import exports
+
 READING_ORDER = (
     "config",
     "attention",
@@ -13,3 +15,4 @@ READING_ORDER = (
     "weights",
     "adapter",
 )
+__getattr__ = exports(__name__, load_model="weights", save_model="weights")

@@ -33,7 +33,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dpo_min.data.batch import Batch, batches, pack
 from dpo_min.data.tokenizing import TokenizedPair
-from dpo_min.decode.generate import generate
+from dpo_min.decode.generation import generate
 from dpo_min.logprob import token_logprobs
 from dpo_min.metrics import wins
 from dpo_min.objective import check_completions, expectation

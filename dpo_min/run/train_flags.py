@@ -28,6 +28,7 @@ from dpo_min.system.flags import (
 )
 from dpo_min.system.launcher import processes
 
+LEARNING_RATE = 2e-5  # of a model of some hundred million weights: docs/real-model.md tries others
 SFT_LEARNING_RATE = 2e-3  # of a small GPT from scratch
 LORA_RATE = 10  # times the learning rate of all weights (Schulman et al., 2025, "LoRA Without Regret")
 
@@ -68,7 +69,9 @@ class TrainFlags(RowFlags):
     )
     export: str | None = flag(None, "write only model/, or only adapter/; default: both", ["merged", "adapter"])
     learning_rate: float | None = flag(
-        None, "default: 1e-4, 2e-3 for sft; with --init 5e-6, 2e-5 for sft; with --lora ten times that", RATE
+        None,
+        "default: 1e-4, 2e-3 for sft; with --init 2e-5 (models of billions: a tenth); with --lora ten times that",
+        RATE,
     )
     warmup_steps: int = flag(0, "steps in which the learning rate rises to its value; the paper has 150", NATURAL)
     lr_schedule: str = flag("constant", "after the warm-up", ["constant", "linear", "cosine"])
@@ -213,8 +216,8 @@ def read_flags(argv, about):
     if flags.n_embd % flags.n_head:
         raise ValueError(f"--n-embd {flags.n_embd} must be a multiple of --n-head {flags.n_head}")
     if flags.learning_rate is None:
-        scratch, init = (SFT_LEARNING_RATE, 2e-5) if flags.loss_type == "sft" else (1e-4, 5e-6)
-        flags.learning_rate = (init if flags.init else scratch) * (LORA_RATE if flags.lora else 1)
+        scratch = SFT_LEARNING_RATE if flags.loss_type == "sft" else 1e-4
+        flags.learning_rate = (LEARNING_RATE if flags.init else scratch) * (LORA_RATE if flags.lora else 1)
     if flags.lora:
         flags.lora_alpha = flags.lora_alpha or 2.0 * flags.lora
     if flags.lora_targets:

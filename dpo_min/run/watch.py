@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from dpo_min.decode.generate import generate
+from dpo_min.decode.generation import generate
 from dpo_min.judge.scoring import log_ratios
 from dpo_min.losses import Mixture
 

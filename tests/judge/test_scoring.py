@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dpo_min.data.batch import batch_logps, pack
 from dpo_min.data.tokenizing import TokenizedPair
-from dpo_min.decode.generate import generate
+from dpo_min.decode.generation import generate
 from dpo_min.exact import enumerate_completions
 from dpo_min.judge.scoring import draw_answers, groups, kl_estimates, log_ratios, pair_logps
 from dpo_min.judge.statistics import mean_interval

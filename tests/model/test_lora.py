@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpo_min.data.batch import batch_logps, pack
 from dpo_min.data.tokenizing import TokenizedPair
-from dpo_min.decode.decoding_weights import decoding_weights
+from dpo_min.decode.packed_weights import decoding_weights
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.llama import Llama, LlamaConfig
 from dpo_min.model.lora import (

@@ -2,7 +2,7 @@
 
     prefill → logits of the first token → draw_next → decode_step → logits of the next → and so on
 
-`generate` draws, and `stream` shows what it does step by step; decoding_weights.py makes a model's weights ready.
+`generate` draws, and `stream` shows what it does step by step; packed_weights.py makes a model's weights ready.
 A completion ends at end-of-text, at a stop string, at its length limit, or with the model's last position: the window
 never slides. `generate`, `stream` and `beam_search` take:
 

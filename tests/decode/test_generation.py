@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dpo_min.decode.beams import beam_search
-from dpo_min.decode.decoding_weights import Decoder, decoding_weights, packable
-from dpo_min.decode.generate import decode_step, generate, prefill, stream
+from dpo_min.decode.generation import decode_step, generate, prefill, stream
+from dpo_min.decode.packed_weights import Decoder, decoding_weights, packable
 from dpo_min.decode.sampling import next_token_probs
 from dpo_min.decode.stop_strings import StopStrings
 from dpo_min.exact import enumerate_completions, exact_log_policy
