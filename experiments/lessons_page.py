@@ -269,8 +269,9 @@ are not, and wrong labels pull as hard as right ones.
 }
 ON_POLICY = """## Pairs from the policy itself
 
-The same number of labels can be spent at once on the reference's answers, or in rounds on the answers of the policy as
-it is by then. This was measured on the demo's language, and [rounds.md](rounds.md) has the table and the picture.
+The same number of labels can be spent at once on the reference's answers, or in rounds, each on the answers of the
+policy that the round before trained. This was measured on the demo's language; [rounds.md](rounds.md) has the table and
+the picture.
 
 <!-- rounds -->
 {answer}<!-- end -->

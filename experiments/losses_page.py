@@ -85,7 +85,8 @@ def running():
     """The table of what a run needs, Markdown: source, reference, how tokens are added up, flags."""
     rows = []
     for name, row in LOSSES.items():
-        tokens = {None: "sum, or `--reduce mean`", "mean": "mean"}.get(row.reduce, "sum, less past the shorter answer")
+        partly = "sum; tokens past the shorter answer count less"
+        tokens = {None: "sum, or `--reduce mean`", "mean": "mean"}.get(row.reduce, partly)
         flags = [f"`--loss-{key}` {by[name]:g}" for key, by in PARAMETERS.items() if name in by]
         flags += [f"`--label-smoothing` {row.arguments[key]:g}" for key in row.arguments if key == "label_smoothing"]
         flags += ["the column `offset`"] if "offset" in row.arguments else []

@@ -96,7 +96,7 @@ def answer(found, settings):
     """What came out, Markdown: of which way J is higher, and how each way in rounds ends beside `once`."""
     total, verdict = f"{labels_of(found, 'once'):,}", headline(found, settings)
     first = f"**With {total} labels, {verdict} one run on as many labels of the reference's answers.** "
-    first += f"J is E[r] − β KL(π‖π₀) with β = {settings.beta:g}. Beside that run, at its end:"
+    first += f"J is E[r] − β KL(π‖π₀) with β = {settings.beta:g}. Compared with that run, at the end:"
     points = [
         textwrap.fill("- " + compare(found, settings, way), 120, subsequent_indent="  ")
         for way in LINES
@@ -156,11 +156,12 @@ def write(settings, found, out):
 ONE_RUN = "those of one run, ± half of the 95 % interval over its answers, which does not say how runs differ"
 PAGE = """# Labels in rounds, or all at once
 
-`make rounds` wrote this page. As many labels are spent in two ways on the demo's language. *Once*: the first model π₀
-draws two answers to each of {prompts} prompts, {rounds} times, and one run trains on all labels. *In rounds*: π₀ draws
-them only once; the policy that was trained on these labels draws the next answers, and so on. The reference stays π₀
-(*fixed*), or it is in each round the policy that the round begins with (*following*). So from the second round on the
-policy learns from pairs of its own answers: these rounds are on-policy.
+`make rounds` wrote this page. It spends the same number of labels in two ways, on the demo's language. *Once*: the
+first model π₀ draws two answers to each of {prompts} prompts, {rounds} times, and one run trains on all labels. *In
+rounds*: π₀ draws two answers to each prompt only once; the policy that was trained on these labels draws the next
+answers, and so on. The reference stays π₀ (*fixed*), or each round takes the policy that it begins with as its
+reference (*following*). From the second round on, the policy learns from pairs of its own answers: these rounds are
+on-policy.
 
 Every step is one of the programs:
 
@@ -171,11 +172,11 @@ train.py --data prefs.jsonl --init POLICY --reference REFERENCE --beta {beta}
     {train}
 ```
 
-Each label is trained on once. Two answers that are the same give no label, and so does an empty one. The scorer errs:
-of two answers it takes the better one with Bradley and Terry's probability of their true rewards. The KL is that of
-the policy from π₀, in nats an answer. J = E[r] − β KL is what DPO with the reference π₀ maximises, so it measures
-*once* and *fixed* alike. A reference that follows asks for more: each round may go as far from its own beginning as
-*once* may go from π₀.
+Each label is trained on once. Two equal answers give no label, and neither does an empty answer. The scorer errs: it
+takes the better of two answers with the probability that Bradley and Terry's model gives to their true rewards. The KL
+is that of the policy from π₀, in nats an answer. J = E[r] − β KL is what DPO with the reference π₀ maximises, so it
+measures *once* and *fixed* alike. A following reference lets the policy go further: each round may go as far from its
+own beginning as *once* may go from π₀.
 
 ## What came out
 
@@ -186,7 +187,7 @@ the policy from π₀, in nats an answer. J = E[r] − β KL is what DPO with th
 {table}
 
 The numbers are {over}.
-The answers that are measured were drawn for {asked} prompts that no label named, {samples} for each.
+They were measured on {samples} answers to each of {asked} prompts for which nothing was labelled.
 
 ![True reward and KL by the labels spent, and against each other](figures/rounds.png)
 """

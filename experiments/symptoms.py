@@ -275,11 +275,12 @@ def describe(lab, name):
     text = f"![By step: {alt}](figures/symptom-{name}.png)\n\n{table(HEADS, rows)}"
     last = found[[*found][-1]]
     if name == "nan":
-        text += f"\n\nIts last words: `{lab.said(last[0])} on …`, and the rows."
+        text += f"\n\nIt ends with one line, which also names the rows: `{lab.said(last[0])} on …`."
     if name == "by-heart":
         kept = lab.judge(lab.place / last[0] / "best")
         text += (
-            f"\n\nOf what it kept in `best/` {kept['sentences']:.0%} are sentences; true reward {kept['reward']:+.2f}."
+            f"\n\nIn the answers of the model in `best/`, {kept['sentences']:.0%} of the sentences follow the grammar; "
+            f"the answers' true reward is {kept['reward']:+.2f}."
         )
     if name in ("by-heart", "gibberish"):
         for label, (*_, judged) in found.items():
@@ -301,8 +302,8 @@ def main():
     before = lab.judge(lab.place / "base/model")
     command = shlex.join(["python", *command_of(COMMON, Path("runs/symptoms"), "NAME")])
     common = (
-        f"Before any preference its answers have a true reward of {before['reward']:+.2f}, {before['tokens']:.0f} "
-        f"tokens, and {before['sentences']:.0%} of their sentences are such as the reviews have."
+        f"Before any of these runs, the model's answers have a true reward of {before['reward']:+.2f} and "
+        f"{before['tokens']:.0f} tokens, and {before['sentences']:.0%} of their sentences follow the reviews' grammar."
     )
     parts = {"common": f"```\n{command}\n```\n\n{common}"}
     parts |= {name: describe(lab, name) for name in SYMPTOMS}

@@ -81,7 +81,7 @@ def pack(rows, chosen_only=False):
             positions[i, first:end] = torch.arange(x, x + len(ids))
             if ids:  # the prompt's last token predicts the first of every answer
                 predictors[k].extend(i * T + place for place in (x - 1, *range(first, end - 1)))
-                targets[k].extend(ids)
+                targets[k].extend(ids)  # the whole answer, its end-of-text too
             lengths[k].append(len(ids))
             first = end
     flat = (torch.tensor([*chain.from_iterable(part)]) for part in (predictors, targets, lengths))
