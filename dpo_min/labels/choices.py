@@ -60,8 +60,8 @@ def row_of(event):
 
 
 def settle(events, state=None):
-    """Showing → the event that counts, in the order in which they came; `state` is what counted before them."""
-    state = dict(state or {})
+    """Showing → the event that counts, in the order in which they came; `state`, what counted before, is changed."""
+    state = {} if state is None else state
     for event in events:
         state.pop(event["showing"], None)
         if event["choice"] is not None:
@@ -139,7 +139,7 @@ class Choices:
             event |= {"annotator": self.annotator} if self.annotator else {}
         self.journal.append(event)
         before, row = self.state.get(showing), row_of(event)
-        self.state, self.behind = settle([event], self.state), True
+        self.state, self.behind = settle([event], self.state), True  # in place: a label costs the same among many
         if before and row_of(before):
             self.catch_up()
         elif row:
