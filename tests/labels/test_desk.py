@@ -4,7 +4,7 @@ import pytest
 
 from dpo_min.labels.candidates import Candidates
 from dpo_min.labels.choices import Choices, all_pairs
-from dpo_min.labels.desk import Desk
+from dpo_min.labels.desk import Desk, Refused
 from tests.labels.serving import rows_of
 
 
@@ -29,3 +29,27 @@ def test_a_label_costs_the_same_however_many_there_are(desk):
     assert desk.choices.state is state and [*state] == showings
     desk.undo("w")
     assert desk.choices.state is state and [*state] == showings[:2]
+
+
+def test_a_window_takes_back_its_own_last_choice_before_that_of_a_window_that_is_closed(desk):
+    """Kills: one person's undo that takes back what another chose, who has gone meanwhile."""
+    ours, theirs = choose(desk, "ours", "A"), choose(desk, "theirs", "B")
+    desk.leave("theirs")
+    assert desk.undo("ours")["pair"]["showing"] == ours
+    assert desk.undo("ours")["pair"]["showing"] == theirs
+
+
+def test_a_choice_that_the_disk_took_by_half_can_be_made_again_otherwise(desk, monkeypatch):
+    """Kills: the first choice kept, after the page has said that it was not saved and the person chose otherwise."""
+    pair = desk.next("w")["pair"]
+
+    def full(row):
+        raise OSError("no space")
+
+    monkeypatch.setattr(desk.choices.rows, "append", full)
+    with pytest.raises(OSError, match="no space"):
+        desk.choose("w", pair["showing"], "A", None)
+    with pytest.raises(Refused):
+        desk.choose("another", pair["showing"], "B", None)
+    desk.choose("w", pair["showing"], "B", None)
+    assert [row["chosen"] for row in rows_of(desk.choices.out)] == [pair["right"]]
