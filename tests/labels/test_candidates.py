@@ -59,6 +59,7 @@ def test_a_line_that_comes_twice_is_read_once(tmp_path):
         ({"prompt": "x", "answers": ["a"], "logps": [1, 2]}, "logps must be"),
         ({"prompt": "x", "answers": ["a"], "logps": [True]}, "logps must be"),
         ({"prompt": "x", "answers": ["a"], "logps": [float("nan")]}, "logps must be"),
+        ({"prompt": "x", "answers": ["a"], "logps": [10**400]}, "logps must be"),
         ({"prompt": "x", "answers": ["a"], "model": ["m", "n"]}, "model must be"),
         ({"prompt": "x", "answers": ["a"], "model": 3}, "model must be"),
     ],

@@ -3,7 +3,7 @@
 import pytest
 
 from dpo_min.labels.candidates import Candidates
-from dpo_min.labels.choices import Choices, all_pairs
+from dpo_min.labels.choices import Choices, all_pairs, read_events
 from dpo_min.labels.desk import Desk, Refused
 from tests.labels.serving import rows_of
 
@@ -53,3 +53,11 @@ def test_a_choice_that_the_disk_took_by_half_can_be_made_again_otherwise(desk, m
         desk.choose("another", pair["showing"], "B", None)
     desk.choose("w", pair["showing"], "B", None)
     assert [row["chosen"] for row in rows_of(desk.choices.out)] == [pair["right"]]
+
+
+@pytest.mark.parametrize("line", ["[" * 10**5, '{"showing": 3, "choice": null, "time": ""}', "{}", "7", '{"choice": "A"}'])
+def test_a_line_that_is_none_of_a_journal_is_named(tmp_path, line):
+    path = tmp_path / "prefs.jsonl.journal"
+    path.write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"journal:1: not a line of a journal"):
+        read_events(path)
