@@ -110,9 +110,9 @@ def serve(desk, flags):
     except KeyboardInterrupt:
         pass
     finally:
-        with server.lock:  # a choice that is being written is written
-            desk.choices.close()
-            print("\n" + "\n".join(desk.figures()["report"]))
+        server.lock.acquire()  # for good: a choice that is being written is written, and none comes after
+        desk.choices.close()
+        print("\n" + "\n".join(desk.figures()["report"]))
     return 0
 
 
