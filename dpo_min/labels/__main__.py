@@ -59,11 +59,8 @@ def main(argv):
     with mistakes():
         flags, given = parse(LabelFlags, argv, ABOUT, GROUPS, EXAMPLE)
         if flags.report:
-            refuse(
-                given,
-                ["annotator", "repeat", "port", "scorer", "reference", "compare"],
-                "with --report, which labels nothing",
-            )
+            ours = "annotator repeat port scorer reference compare".split()
+            refuse(given, ours, "with --report, which labels nothing")
             print("\n".join(report(count_choices(settle(read_events(journal_of(flags.out)))))))
             return 0
         if flags.annotator is not None and not (flags.annotator.strip() and is_text(flags.annotator)):
@@ -73,14 +70,13 @@ def main(argv):
         else:
             refuse(given, ["repeat", "port"], "with --scorer, which needs no page")
         candidates = [line for path in flags.candidates for line in read_candidates(path)]
-        pairs = all_pairs(candidates)
-        if not pairs:
+        if not any(line.pairs() for line in candidates):
             raise ValueError(f"{', '.join(flags.candidates)}: no prompt has two answers that differ and say something")
         scorer = flags.scorer and Scorer(flags.scorer, flags.reference)
         choices = Choices(flags.out, flags.annotator)
     if scorer:
         return score(candidates, scorer, choices, flags)
-    return serve(Desk(pairs, choices, flags.repeat), flags)
+    return serve(Desk(all_pairs(candidates), choices, flags.repeat), flags)
 
 
 def score(candidates, scorer, choices, flags):
