@@ -6,8 +6,8 @@
 
 Two answers stand side by side, in random order, without the names of their models. A takes the left one and B the right
 one, = is a tie, S skips, U undoes. Every choice is on the disk before the next pair is shown. Ctrl-C ends the program,
-and the same command goes on. `scored.py` says what may be a scorer. Its labels go into the same files, and what is
-labelled there already, by whomever, is passed over.
+and the same command goes on. `scored.py` says what may be a scorer. Its labels go into the same files, and it passes
+over what is labelled there already, by a person or by a scorer.
 """
 
 import sys
@@ -31,7 +31,7 @@ class LabelFlags:
     """Every flag: its default, and when to change it."""
 
     candidates: list[str] = flag(MISSING, "answers, as sample.py --pairs writes them", values="FILE", positional=True)
-    out: Path = flag(MISSING, "the labels, as train.py reads them; a file that is there is gone on with")
+    out: Path = flag(MISSING, "the labels, as train.py reads them; an existing file is continued")
     annotator: str | None = flag(None, "write into each row who chose, under this name, and when")
     repeat: int = flag(10, "show every N-th pair a second time, sides swapped, to measure the noise; 0: none", NATURAL)
     scorer: str | None = flag(None, "label without a person: module:function, or a model directory with --reference")

@@ -1,7 +1,7 @@
 """`sample.py --pairs K`: K answers of each model to every prompt, appended to a file of candidates.
 
-An answer depends on the seed and on its prompt, so a file that was gone on with is the file that was drawn at once, up
-to the rounding of batches of other sizes.
+An answer depends on the seed and on its prompt. So a command that was stopped and given again writes the same answers
+as one that was not, up to rounding, which differs between batches of different sizes.
 """
 
 from dataclasses import fields

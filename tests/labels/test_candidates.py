@@ -102,7 +102,7 @@ def test_a_file_that_is_somebody_elses_stays_as_it_is(tmp_path, content):
     """Kills: its last line, or an array in one line, taken for a torn row and cut away."""
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="notes.txt: its last line is not a row"):
+    with pytest.raises(ValueError, match=r"notes\.txt: its last line is not a row"):
         Journal(path)
     assert path.read_bytes() == content
 

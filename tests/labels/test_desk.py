@@ -55,9 +55,10 @@ def test_a_choice_that_the_disk_took_by_half_can_be_made_again_otherwise(desk, m
     assert [row["chosen"] for row in rows_of(desk.choices.out)] == [pair["right"]]
 
 
-@pytest.mark.parametrize("line", ["[" * 10**5, '{"showing": 3, "choice": null, "time": ""}', "{}", "7", '{"choice": "A"}'])
-def test_a_line_that_is_none_of_a_journal_is_named(tmp_path, line):
+def test_a_line_that_is_none_of_a_journal_is_named(tmp_path):
+    """Kills: a traceback of whatever a damaged line leads to."""
     path = tmp_path / "prefs.jsonl.journal"
-    path.write_text(line + "\n")
-    with pytest.raises(ValueError, match=r"journal:1: not a line of a journal"):
-        read_events(path)
+    for line in ('{"a":' * 10**5, '{"showing": 3, "choice": null, "time": ""}', "{}", "7", '{"choice": "A"}'):
+        path.write_text(line + "\n")
+        with pytest.raises(ValueError, match=r"journal:1: not a line of a journal"):
+            read_events(path)
