@@ -24,14 +24,12 @@ from dpo_min.decode.generation import stream
 from dpo_min.decode.packed_weights import decoding_weights
 from dpo_min.decode.stop_strings import StopStrings
 from dpo_min.judge.credit import Judge
-from dpo_min.labels.drawing import draw_candidates
+from dpo_min.labels.drawing import DRAWING, draw_candidates
 from dpo_min.model.weights import load_model
 from dpo_min.system import program
 from dpo_min.system.devices import choose_device
 from dpo_min.system.signals import interrupt, on_signals
 from dpo_min.system.streams import as_json
-
-DRAWING = "temperature top_k top_p min_p repetition_penalty min_new_tokens length_range".split()
 
 
 def answers(flags, model, tokenizer, prompt, generator, stop, echo):

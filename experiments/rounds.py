@@ -29,6 +29,7 @@ from dpo_min.judge.scoring import draw_answers, kl_estimates
 from dpo_min.judge.statistics import mean_interval
 from dpo_min.model.weights import load_model, model_fingerprint
 from dpo_min.system.files import read_json, write_atomically
+from dpo_min.system.program import mistakes
 from experiments import rounds_page
 from experiments.demo import prompts
 
@@ -173,7 +174,9 @@ def main():
         if not 1 <= options[name] <= limit:
             parser.error(f"--{name}: expected a whole number from 1 to {limit}, got {options[name]}")
     out, runs, seeds = (options.pop(name) for name in ("out", "runs", "seeds"))
-    settings = Settings(model=model_fingerprint(load_model(options["init"])), **options)
+    with mistakes():
+        settings = Settings(model=model_fingerprint(load_model(options["init"])), **options)
+        load_scorer(settings.truth)
     keep(settings, runs)
     os.environ["OMP_NUM_THREADS"] = "1"  # one seed on each core; models this small gain little from a second
     jobs = [(settings, runs / f"seed-{seed}", seed) for seed in range(seeds)]

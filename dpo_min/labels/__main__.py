@@ -6,8 +6,8 @@
 
 Two answers stand side by side, in random order, without the names of their models. A takes the left one and B the right
 one, = is a tie, S skips, U undoes. Every choice is on the disk before the next pair is shown. Ctrl-C ends the program,
-and the same command goes on. `scored.py` says what may be a scorer. Its labels go into the same files, and what is
-labelled there already, by whomever, is passed over.
+and the same command goes on. `scored.py` says what may be a scorer. Its labels go into the same files, and it passes
+over what is labelled there already, by a person or by a scorer.
 """
 
 import sys
@@ -31,7 +31,7 @@ class LabelFlags:
     """Every flag: its default, and when to change it."""
 
     candidates: list[str] = flag(MISSING, "answers, as sample.py --pairs writes them", values="FILE", positional=True)
-    out: Path = flag(MISSING, "the labels, as train.py reads them; a file that is there is gone on with")
+    out: Path = flag(MISSING, "the labels, as train.py reads them; an existing file is continued")
     annotator: str | None = flag(None, "write into each row who chose, under this name, and when")
     repeat: int = flag(10, "show every N-th pair a second time, sides swapped, to measure the noise; 0: none", NATURAL)
     scorer: str | None = flag(None, "label without a person: module:function, or a model directory with --reference")
@@ -59,11 +59,8 @@ def main(argv):
     with mistakes():
         flags, given = parse(LabelFlags, argv, ABOUT, GROUPS, EXAMPLE)
         if flags.report:
-            refuse(
-                given,
-                ["annotator", "repeat", "port", "scorer", "reference", "compare"],
-                "with --report, which labels nothing",
-            )
+            ours = "annotator repeat port scorer reference compare".split()
+            refuse(given, ours, "with --report, which labels nothing")
             print("\n".join(report(count_choices(settle(read_events(journal_of(flags.out)))))))
             return 0
         if flags.annotator is not None and not (flags.annotator.strip() and is_text(flags.annotator)):
@@ -73,14 +70,13 @@ def main(argv):
         else:
             refuse(given, ["repeat", "port"], "with --scorer, which needs no page")
         candidates = [line for path in flags.candidates for line in read_candidates(path)]
-        pairs = all_pairs(candidates)
-        if not pairs:
+        if not any(line.pairs() for line in candidates):
             raise ValueError(f"{', '.join(flags.candidates)}: no prompt has two answers that differ and say something")
         scorer = flags.scorer and Scorer(flags.scorer, flags.reference)
         choices = Choices(flags.out, flags.annotator)
     if scorer:
         return score(candidates, scorer, choices, flags)
-    return serve(Desk(pairs, choices, flags.repeat), flags)
+    return serve(Desk(all_pairs(candidates), choices, flags.repeat), flags)
 
 
 def score(candidates, scorer, choices, flags):
@@ -110,9 +106,9 @@ def serve(desk, flags):
     except KeyboardInterrupt:
         pass
     finally:
-        with server.lock:  # a choice that is being written is written
-            desk.choices.close()
-            print("\n" + "\n".join(desk.figures()["report"]))
+        server.lock.acquire()  # for good: a choice that is being written is written, and none comes after
+        desk.choices.close()
+        print("\n" + "\n".join(desk.figures()["report"]))
     return 0
 
 

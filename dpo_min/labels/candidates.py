@@ -9,7 +9,7 @@ made of them.
 """
 
 import json
-import math
+import sys
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
@@ -106,4 +106,4 @@ def parse_candidates(line):
 
 def is_number(value):
     """Whether a decoded value is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # an integer may be larger

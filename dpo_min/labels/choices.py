@@ -60,8 +60,8 @@ def row_of(event):
 
 
 def settle(events, state=None):
-    """Showing → the event that counts, in the order in which they came; `state` is what counted before them."""
-    state = dict(state or {})
+    """Showing → the event that counts, in the order in which they came; `state`, what counted before, is changed."""
+    state = {} if state is None else state
     for event in events:
         state.pop(event["showing"], None)
         if event["choice"] is not None:
@@ -90,9 +90,10 @@ def read_events(path):
         try:
             event = json.loads(line)
             wanted = {"showing", "choice", "time"} | ({"prompt", "left", "right"} if event["choice"] else set())
-            if not wanted <= event.keys() or event["choice"] not in (*CHOICES, None):
+            known = event["choice"] in (*CHOICES, None) and event["showing"][-2:] in (":0", ":1")
+            if not known or not wanted <= event.keys():
                 raise ValueError("it is something else")
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             if not line.endswith(b"\n"):
                 continue
             raise ValueError(f"{path}:{number}: not a line of a journal of labels: {error}") from error
@@ -139,7 +140,7 @@ class Choices:
             event |= {"annotator": self.annotator} if self.annotator else {}
         self.journal.append(event)
         before, row = self.state.get(showing), row_of(event)
-        self.state, self.behind = settle([event], self.state), True
+        self.state, self.behind = settle([event], self.state), True  # in place: a label costs the same among many
         if before and row_of(before):
             self.catch_up()
         elif row:

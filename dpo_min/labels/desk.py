@@ -85,29 +85,28 @@ class Desk:
         if not known and not event:
             raise Refused("there is no such pair")
         now = event["choice"] if event else None
-        if now != before and (now, self.by.get(showing)) != (choice, window):  # else it was sent twice
+        if now != before and self.by.get(showing) != window:  # else its own choice, of which it was not told
             raise Refused("this pair was decided elsewhere meanwhile; here is the next one")
         if not event and showing in self.taken(window):
             raise Refused("this pair is open in another window; here is the next one")
-        told = self.told(showing)
+        told, self.by[showing] = self.told(showing), window  # it is taken, even if only one of the files can be written
         if now != choice:
             self.choices.set(showing, choice, told["prompt"], told["left"], told["right"])
             self.times = [*self.times[-RECENT:], self.clock()]
         else:
             self.choices.catch_up()
-        self.by[showing] = window
         return self.next(window)
 
     def undo(self, window):
-        """Take back the window's last choice, or else the last one of no window that is open; show its pair again.
+        """Take back the window's last choice, or else the last one whose window is closed; show its pair again.
 
         Raises:
             Refused: there is none.
         """
         self.taken(window)
         others = self.holds.keys() - {window}
-        mine = (s for s in reversed(self.choices.state) if self.by.get(s) not in others and s[:-2] in self.pairs)
-        showing = next(mine, None)
+        mine = [s for s in reversed(self.choices.state) if self.by.get(s) not in others and s[:-2] in self.pairs]
+        showing = min(mine, key=lambda s: self.by.get(s) != window, default=None)  # of the latest, its own first
         if showing is None:
             raise Refused("there is nothing to undo")
         self.choices.set(showing, None)

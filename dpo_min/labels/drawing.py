@@ -1,7 +1,7 @@
 """`sample.py --pairs K`: K answers of each model to every prompt, appended to a file of candidates.
 
-An answer depends on the seed and on its prompt, so a file that was gone on with is the file that was drawn at once, up
-to the rounding of batches of other sizes.
+An answer depends on the seed and on its prompt. So a command that was stopped and given again writes the same answers
+as one that was not, up to rounding, which differs between batches of different sizes.
 """
 
 from dataclasses import fields
@@ -19,7 +19,7 @@ from dpo_min.system.progress import Progress
 
 MEMORY = 2**28  # numbers that the caches of one batch hold
 MOST = 256  # answers drawn at a time; more gain nothing
-DRAWN = [field.name for field in fields(Sampling) if field.name not in ("stop", "vocab_size")]
+DRAWING = [field.name for field in fields(Sampling) if field.name not in ("stop", "vocab_size")]  # flags that say how
 
 
 def draw_candidates(flags, prompts, asked, models, fast, reading):
@@ -86,12 +86,10 @@ def draw(flags, chunk, asked, fast, reading):
     for i, (name, model) in enumerate(fast.items()):
         tokenizer, generator = reading[name][0], torch.Generator().manual_seed(flags.seed ^ i)
         stop = StopStrings(flags.stop, tokenizer.decode_bytes)
-        sampling = {field: getattr(flags, field) for field in DRAWN} | {
-            "stop": stop,
-            "vocab_size": tokenizer.vocab_size,
-        }
+        sampling = {field: getattr(flags, field) for field in DRAWING}
         prompts = [asked[name][number] for number in chunk for _ in range(flags.pairs)]
-        completions = generate(model, prompts, tokenizer.end_of_text, flags.max_new_tokens, generator, **sampling)
+        limits = tokenizer.end_of_text, flags.max_new_tokens, generator
+        completions = generate(model, prompts, *limits, stop=stop, vocab_size=tokenizer.vocab_size, **sampling)
         answers = [(stop.text(completion.ids), completion) for completion in completions]
         drawn[name] = [answers[k : k + flags.pairs] for k in range(0, len(answers), flags.pairs)]
     return drawn

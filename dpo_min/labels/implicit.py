@@ -11,6 +11,7 @@ from dpo_min.data.rows import Preference
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.data.tokenizing import encode_pair
 from dpo_min.judge.credit import token_rewards
+from dpo_min.judge.scorers import worth
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.model.model_directory import read_config
 from dpo_min.model.weights import load_model
@@ -43,7 +44,7 @@ class ImplicitReward:
         """The rewards of K answers to a prompt, K numbers; an answer too long for the models' positions is cut.
 
         Raises:
-            ValueError: the prompt leaves no room for an answer.
+            ValueError: the prompt leaves no room for an answer, or a reward is not finite.
         """
         rows = [put_together(read_prompt(prompt), (), answer, answer, whole=False) for answer in answers]
         sides = [self.template.sides(*row) for row in rows]
@@ -55,4 +56,4 @@ class ImplicitReward:
         completions = [answer[: positions - len(asked)] for _, answer in ids]
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
             rewards = token_rewards(*self.models, [asked] * len(ids), completions, *self.how)
-        return [float(reward.double().sum()) for reward in rewards]
+        return [worth(reward.double().sum()) for reward in rewards]

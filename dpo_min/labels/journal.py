@@ -14,16 +14,18 @@ class Journal:
         """Open the file, or make it.
 
         Raises:
-            ValueError: another program appends to it now.
+            ValueError: another program appends to it now, or it is no such file.
             OSError: it cannot be written.
         """
+        if ".gz" in path.suffixes:  # also of a journal beside such a file
+            raise ValueError(f"{path}: lines are not appended to gzip; leave .gz out of the name")
         make_directory(path.absolute().parent)
         try:
             self.lock = Lock(path)
         except BlockingIOError as error:
             raise ValueError(f"{path}: another program is writing to it") from error
         self.descriptor = self.lock.file.fileno()
-        mend(self.lock.file)
+        mend(self.lock.file, path)
         sync(path.absolute().parent)
 
     def append(self, row):
@@ -55,12 +57,16 @@ def encode(row):
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-def mend(file):
-    """Give a last line without an end its end if it is whole, and cut it away if it is not."""
+def mend(file, path):
+    """Give a last line without an end its end if it is whole, and cut it away if it is the beginning of a row.
+
+    Raises:
+        ValueError: it is neither, so the file is not one of ours, and stays as it is.
+    """
     end = start = file.seek(0, os.SEEK_END)
     tail = b""
     while start and b"\n" not in tail:
-        start = max(0, start - 2**20)
+        start = max(0, 2 * start - end - 2**20)  # twice as far back each time
         file.seek(start)
         tail = file.read(end - start)
     last = tail[tail.rfind(b"\n") + 1 :]
@@ -69,8 +75,11 @@ def mend(file):
     if is_whole(last):
         file.seek(end)
         file.write(b"\n")
-    else:
+    elif last.strip(b"\0")[:1] in (b"", b"{"):  # where the power failed, a line may have become NULs
         file.truncate(end - len(last))
+    else:
+        file.close()
+        raise ValueError(f"{path}: its last line is not a row; name another file")
     file.flush()
     flush_to_disk(file.fileno())
 

@@ -81,7 +81,8 @@ class Scorer:
 def label_all(candidates, scorer, which, choices):
     """Label all `Candidates` that `choices` lacks; returns how many labels came, and how many of them are ties.
 
-    Of best against worst a prompt has one label, so one that has any is passed over; of all pairs those that have one.
+    With "best-worst" a prompt gets one label, and a prompt that has one is passed over. With "all" every pair gets one,
+    and only the pairs that have one are passed over.
     """
     labels = ties = 0
     with Progress("labels", total=len(candidates), unit="prompts") as progress:

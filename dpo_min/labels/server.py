@@ -1,8 +1,8 @@
 """The page's server: on this machine's loopback alone, and for nobody but the page that it served.
 
 A request has to carry the random token in its path, this server's own name as `Host`, and, where it asks for anything
-to be done, this server's own `Origin`: no other site that is open in the browser can send such a one. A body is small,
-and a connection is short. Everything else is refused, and the page goes on.
+to be done, this server's own `Origin`: no other site that is open in the browser can send such a request. A body is
+small, and a connection is short and carries one request (HTTP/1.0). Everything else is refused, and the page goes on.
 """
 
 import json
@@ -76,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
             return None
         length, ask = self.headers.get("Content-Length", ""), self.path.rpartition("/")[2]
         if "Transfer-Encoding" in self.headers or not (length.isascii() and length.isdecimal()):
-            return self.answer(411, "how long the body is has to be said")
+            return self.answer(411, "the length of the body is missing")
         if len(length) > 12 or int(length) > MOST:
             return self.answer(413, f"a body has at most {MOST} bytes")
         if self.path != f"/{self.server.token}/{ask}" or ask not in ASKS:
@@ -128,10 +128,6 @@ class Handler(BaseHTTPRequestHandler):
                 self.connection.shutdown(socket.SHUT_WR)
                 while self.connection.recv(2**16):
                     pass
-
-    def handle_expect_100(self):
-        """Whoever asks before it sends a body is answered by `do_POST`, not encouraged."""
-        return True
 
     def log_message(self, *about):
         """Nothing: the terminal is for what the person needs to know."""

@@ -51,7 +51,8 @@ def guard(program, *arguments):
         stop(f"standard output: {reason(lost.__cause__)}", code=1)
     except OSError as error:
         full = error.errno == errno.ENOSPC or "No space left" in str(error)
-        stop(f"the disk is full: {error}; free some space, and --resume goes on" if full else reason(error), code=1)
+        again = "start the program again (train.py: with --resume)"
+        stop(f"the disk is full: {error}; free some space, and {again}" if full else reason(error), code=1)
     except FloatingPointError as error:
         stop(error, code=1)
     except KeyboardInterrupt:
@@ -74,7 +75,7 @@ def known(error):
     text = str(error).partition("\n")[0]
     if no_memory(error):
         asked = sys.argv[0].endswith("sample.py")
-        lower = "--num-samples or --num-beams" if asked else "--micro-batch-size or --max-length"
+        lower = "--num-samples, --num-beams or --pairs" if asked else "--micro-batch-size or --max-length"
         return f"out of memory: lower {lower} ({text[:200] or 'nothing is left'})"
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
         return OUT_OF[errno.EAGAIN]

@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dpo_min.labels.candidates import Candidates, read_candidates
+from dpo_min.labels.choices import Choices
 from dpo_min.labels.journal import Journal, encode
 
 TEXT = st.text(st.characters(codec="utf-8"))
@@ -58,6 +59,7 @@ def test_a_line_that_comes_twice_is_read_once(tmp_path):
         ({"prompt": "x", "answers": ["a"], "logps": [1, 2]}, "logps must be"),
         ({"prompt": "x", "answers": ["a"], "logps": [True]}, "logps must be"),
         ({"prompt": "x", "answers": ["a"], "logps": [float("nan")]}, "logps must be"),
+        ({"prompt": "x", "answers": ["a"], "logps": [10**400]}, "logps must be"),
         ({"prompt": "x", "answers": ["a"], "model": ["m", "n"]}, "model must be"),
         ({"prompt": "x", "answers": ["a"], "model": 3}, "model must be"),
     ],
@@ -93,6 +95,31 @@ def test_answers_of_two_models_are_compared_before_those_of_one():
 def test_one_program_writes_at_a_time(tmp_path):
     with Journal(tmp_path / "x.jsonl"), pytest.raises(ValueError, match="another program is writing"):
         Journal(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"Dear diary,\nthe end", b'[{"prompt": "x", "answers": ["a", "b"]}]', b"{\n}"])
+def test_a_file_that_is_somebody_elses_stays_as_it_is(tmp_path, content):
+    """Kills: its last line, or an array in one line, taken for a torn row and cut away."""
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"notes\.txt: its last line is not a row"):
+        Journal(path)
+    assert path.read_bytes() == content
+
+
+def test_a_line_that_a_power_failure_made_zeros_of_is_cut_away(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(encode({"a": 1}) + bytes(2**21 + 5))
+    Journal(path).close()
+    assert path.read_bytes() == encode({"a": 1})
+
+
+def test_a_name_that_says_gzip_is_refused_before_anything_is_written(tmp_path):
+    """Kills: labels that train.py cannot read, because the name says that they are compressed."""
+    for open_file in (Journal, Choices):
+        with pytest.raises(ValueError, match=r"leave \.gz out"):
+            open_file(tmp_path / "x.jsonl.gz")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_row_that_the_disk_does_not_take_leaves_no_trace(tmp_path):

@@ -1,4 +1,4 @@
-"""`sample.py --pairs`: the candidates are the model's, and a file that was gone on with is the file drawn at once."""
+"""`sample.py --pairs`: the candidates are the model's, and a file that was continued is the file drawn at once."""
 
 import json
 

@@ -134,6 +134,10 @@ def test_a_model_scores_by_its_implicit_reward(directories):
         scorer.ask("q" * 40, ["a"])
     as_messages = scorer.ask([{"role": "user", "content": "q"}], ["yes"])  # a dialogue is written as it is trained on
     assert as_messages == scorer.ask("\n\nHuman: q\n\nAssistant:", [" yes"])
+    with torch.no_grad():
+        next(models[0].parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match="a score is nan"):  # and not a tie
+        scorer.ask("q: ", answers)
 
 
 LINES = [Candidates(f"q{i}", ["a" * (i % 3), "bb", "c" * i, "d" * (5 - i)]) for i in range(6)]
