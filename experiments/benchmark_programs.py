@@ -52,7 +52,7 @@ def make_job(options, folder):
         weights = GPT(GPTConfig(*options.shape), torch.Generator().manual_seed(0))
         save_model(weights, model, tokenizer.end_of_text)
     if options.data:
-        rows = [row for _, row, _ in islice(read_rows(Path(options.data)), options.pairs)]
+        rows = [row.strip() for _, row, _ in islice(read_rows(Path(options.data)), options.pairs)]
     else:
         draw = random.Random(0)
         pairs = read_pairs(options, len(string.ascii_letters))
