@@ -111,6 +111,21 @@ def test_the_python_of_the_readme_prints_what_stands_beside_it():
     assert printed.getvalue().strip() == code.strip().rsplit("# ")[-1]
 
 
+def test_the_figures_of_speed_are_those_that_were_measured():
+    """Kills: a page that was measured again under a first page that was not."""
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    rows = [
+        re.findall(r"\| ([\d.]+) \(", line)
+        for line in page.splitlines()
+        if re.match(r"\| (`train.py`|TRL 1.16) ", line)
+    ]
+    (*_, ours, _, memory), (theirs, more) = rows[0], rows[1]
+    said = (
+        f"takes {float(ours):.0f} s and {memory} GiB, the field's standard trainer {float(theirs):.0f} s and {more} GiB"
+    )
+    assert said in " ".join(README.split())
+
+
 def test_the_map_names_every_file_once_and_the_mathematics_in_its_order():
     """A row may name several files, or a family of them as name*.py. Kills: a new file that no stranger would find."""
     table = README[README.index("## The map") :]
