@@ -221,7 +221,9 @@ def main():
 def programs_text(options):
     """Measure the programs, and return the text."""
     device, _ = devices.choose_device(options.device, options.dtype)
-    shape = Path(options.model).name if options.model else f"GPT-2's shape, {options.shape[2]} layers of {options.shape[4]}, random weights"
+    shape = f"GPT-2's shape, {options.shape[2]} layers of {options.shape[4]}, random weights"
+    if options.model:
+        shape = Path(options.model).name
     text = f"""{hardware(device)}, PyTorch {torch.__version__}, {options.dtype}. {options.pairs} pairs in steps of
 {options.batch_size}; {shape}. Medians of {options.repetitions} runs, with the least and the greatest.
 
