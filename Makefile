@@ -40,7 +40,7 @@ $(RUN)/model/config.json: $(DATA)/prefs.jsonl $(DATA)/reviews.jsonl
 		--beta 0.4 --learning-rate 3e-4 --warmup-steps 25 --lr-schedule linear --eval-every 50 $(if $(wildcard $(RUN)/config.json),--resume)
 
 $(RUN)/report.md: $(RUN)/model/config.json
-	$(PY) -m experiments.report $(RUN)
+	$(PY) -m experiments.report $(RUN) $(REPORT)
 
 train: $(RUN)/report.md ## Make the demo's preferences, train on them, and report what was learnt
 	@echo "written: $(RUN)/report.md, $(RUN)/report.png, $(RUN)/curves.png, $(RUN)/model"

@@ -8,6 +8,7 @@ the picture to report.png.
 
 import argparse
 import json
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from experiments.demo import prompts, review, reward
 
 plt = pyplot()
 
-SAMPLES = 4  # to each held-out prompt
+REVIEWS = 496  # four of each film that no pair names
 EXAMPLES = 3
 
 
@@ -36,9 +37,9 @@ def answer(model, tokenizer, questions, seed):
     return [completion.ids for completion in drawn]
 
 
-def ask_both(policy, reference, tokenizer, seed=1):
-    """Sample both models on held-out prompts: their texts and true rewards, and the policy's log-ratios."""
-    questions = prompts(held_out=True) * SAMPLES
+def ask_both(policy, reference, tokenizer, reviews=REVIEWS, seed=1):
+    """Sample each model `reviews` times on held-out prompts: texts, true rewards, and the policy's log-ratios."""
+    questions = list(islice(cycle(prompts(held_out=True)), reviews))
     models = {"reference": reference, "policy": policy}
     ids = {name: answer(model, tokenizer, questions, seed) for name, model in models.items()}
     texts = {name: [tokenizer.decode(completion) for completion in ids[name]] for name in ids}
@@ -117,11 +118,13 @@ def main():
     """Print and write the report of a run."""
     parser = argparse.ArgumentParser(description="Compare a demo run's model with its reference.", allow_abbrev=False)
     parser.add_argument("run", type=Path, help="the run directory")
-    directory = parser.parse_args().run
+    parser.add_argument("--reviews", type=int, default=REVIEWS, help=f"samples of each model (default: {REVIEWS})")
+    options = parser.parse_args()
+    directory = options.run
     policy, reference = (load_model(directory / name).requires_grad_(False) for name in ("model", "reference"))
     tokenizer = load_tokenizer(directory / "model")
     beta = json.loads((directory / "config.json").read_text(encoding="utf-8"))["beta"]
-    measured = ask_both(policy, reference, tokenizer)
+    measured = ask_both(policy, reference, tokenizer, options.reviews)
     table = describe(*measured)
     (directory / "report.md").write_text(table, encoding="utf-8")
     draw_report(measured[2], *judge_reviews(policy, reference, tokenizer, beta), directory / "report.png")

@@ -26,7 +26,7 @@ COMMANDS = list(dict.fromkeys(line for block in BLOCKS for line in block.splitli
 
 # What makes them small: fewer pairs, steps and samples for the demo, and no tests inside the tests.
 SMALL = {"PAIRS": "300", "SFT_STEPS": "3", "STEPS": "3", "PYTEST_ADDOPTS": "--collect-only", "OMP_NUM_THREADS": "1"}
-SMALL |= {"FRESH": "16", "EVALUATE": "--samples 4"}
+SMALL |= {"FRESH": "16", "EVALUATE": "--samples 4", "REPORT": "--reviews 8"}
 
 
 @pytest.fixture(scope="module")
