@@ -44,6 +44,10 @@ def one_line(error):
 
 def worth(score):
     """A score as a finite number."""
-    if isinstance(score, bool) or not math.isfinite(score := float(score)):
+    try:
+        score = score if isinstance(score, bool) else float(score)
+    except OverflowError:
+        score = math.inf
+    if isinstance(score, bool) or not math.isfinite(score):
         raise ValueError(f"a score is {score}, not a finite number")
     return score

@@ -61,6 +61,8 @@ def main(argv):
         if flags.report:
             ours = "annotator repeat port scorer reference compare".split()
             refuse(given, ours, "with --report, which labels nothing")
+            if not flags.out.exists():
+                raise ValueError(f"--out {flags.out}: no such file, and so no labels to report on")
             print("\n".join(report(count_choices(settle(read_events(journal_of(flags.out)))))))
             return 0
         if flags.annotator is not None and not (flags.annotator.strip() and is_text(flags.annotator)):

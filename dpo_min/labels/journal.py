@@ -4,6 +4,7 @@ import json
 import os
 from contextlib import suppress
 
+from dpo_min.data.lines import is_array
 from dpo_min.system.files import Lock, flush_to_disk, make_directory, sync
 
 
@@ -19,6 +20,8 @@ class Journal:
         """
         if ".gz" in path.suffixes:  # also of a journal beside such a file
             raise ValueError(f"{path}: lines are not appended to gzip; leave .gz out of the name")
+        if path.is_file() and is_array(path):
+            raise ValueError(f"{path}: one JSON array, to which no lines are appended; name another file")
         make_directory(path.absolute().parent)
         try:
             self.lock = Lock(path)

@@ -256,7 +256,7 @@ def test_an_empty_prompt_and_one_that_fills_the_positions_are_answered(a_run, tm
 
 def test_an_answer_of_nothing_is_never_scored():
     assert scorers.worth(3) == scorers.worth("3") == 3.0
-    for score in (True, float("nan"), float("inf"), "good"):
+    for score in (True, float("nan"), float("inf"), 10**400, "good"):
         with pytest.raises(ValueError, match=r"number|float"):
             scorers.worth(score)
 

@@ -205,6 +205,12 @@ def test_what_a_person_chose_stays_and_has_the_same_form(tmp_path):
     assert [p.tie for p in preferences] == [row.get("tie", False) for row in rows]
 
 
+def test_there_is_nothing_to_report_on_a_file_that_is_not_there(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(write(tmp_path / "c.jsonl", LINES)), "--out", str(tmp_path / "o.jsonl"), "--report"])
+    assert stopped.value.code == 2 and "no such file" in capsys.readouterr().err
+
+
 def test_a_flag_without_effect_is_refused(tmp_path, capsys):
     file = write(tmp_path / "c.jsonl", LINES)
     for flags in (["--compare", "all"], ["--reference", "x"], ["--scorer", "a:b", "--port", "1"],
