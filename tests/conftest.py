@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from random import Random
 
 import hypothesis
 import pytest
@@ -92,7 +93,11 @@ def pytest_runtest_protocol(item):
 
 def pytest_collection_modifyitems(items):
     """Under HUNT every property is tried on so many times as many examples as its test asks for."""
-    if CLAIMS:  # what takes longest comes first; every second process begins at the other end
+    if order := os.environ.get("SHUFFLE"):  # files, and the tests of each, in an order of its own for each number
+        keys = {item.nodeid: Random(f"{order} {item.nodeid}").random() for item in items}
+        files = {item.path: Random(f"{order} {item.path.name}").random() for item in items}
+        items.sort(key=lambda item: (files[item.path], keys[item.nodeid]))
+    elif CLAIMS:  # what takes longest comes first; every second process begins at the other end
         paths = [*dict.fromkeys(item.path for item in items)][:: -1 if TURN % 2 else 1]
         paths.sort(key=lambda path: path.stem.removeprefix("test_") not in LONG)
         places = {path: place for place, path in enumerate(paths)}
