@@ -35,12 +35,15 @@ PROMPTS = (  # no row of the data has one of these
 )
 
 
-def run(command, log):
-    """Run one of the project's programs; (seconds, peak GiB of the process). What it prints goes to `log`."""
+def run(command, log, progress=subprocess.STDOUT):
+    """Run one of the project's programs; (seconds, peak GiB of the process). What it prints goes to `log`.
+
+    Its progress goes there too, or to the terminal where that is None.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with open(log, "wb") as file:
-        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=file, stderr=progress)
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -81,7 +84,7 @@ def evaluate(options, model, name):
             "--dtype",
             options.dtype,
         ]
-        run(command, path.with_suffix(".part"))
+        run(command, path.with_suffix(".part"), progress=None)
         path.with_suffix(".part").rename(path)
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -91,7 +94,7 @@ def answers(options, model, name):
     path, asked = options.runs / f"{name}.jsonl", options.runs / "prompts.jsonl"
     asked.write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS), encoding="utf-8")
     command = ["sample.py", "--model", str(model), "--prompts", str(asked), "--temperature", "0", "--jsonl"]
-    run([*command, "--max-new-tokens", "80", "--dtype", options.dtype], path)
+    run([*command, "--max-new-tokens", "80", "--dtype", options.dtype], path, progress=None)
     return [json.loads(line)["completion"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -99,7 +102,7 @@ def credit(options, model):
     """(side, its reward, [token, reward] …) of both sides of the first held-out row."""
     path, place = options.runs / "credit.jsonl", f"{options.eval_data[0]}:1"
     command = ["sample.py", "--model", str(model), "--reference", options.model, "--credit", "--pair", place, "--jsonl"]
-    run([*command, "--dtype", options.dtype], path)
+    run([*command, "--dtype", options.dtype], path, progress=None)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [(row["model"], row["reward"], row["credit"]) for row in rows]
 
@@ -123,7 +126,7 @@ def draw_run(directory, path):
     """Loss and accuracy of a run along its steps: of the pairs that it trains on, and of those held out."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     for axis, key in zip(axes, ("loss", "rewards/accuracies"), strict=True):
-        for split, style in (("train", "k.-"), ("eval", "o")):
+        for split, style in (("train", ".-"), ("eval", "o")):
             lines = metrics(directory, split)
             x, y = [line["step"] for line in lines], [line[key] for line in lines]
             if split == "eval" and key == "rewards/accuracies":
@@ -151,6 +154,11 @@ def draw_run(directory, path):
     plt.close(figure)
 
 
+def quoted(answer):
+    """An answer as part of a quotation of Markdown."""
+    return answer.strip().replace("\n", "\n> ")
+
+
 def page(options, notes, report, texts, tokens):
     """docs/real-model.md."""
     last = metrics(options.runs / "run", "eval")[-1]
@@ -166,7 +174,7 @@ def page(options, notes, report, texts, tokens):
         ("peak memory of the process, GiB", f"{notes['peak']:.1f}"),
     ]
     shown = "\n\n".join(
-        f"> **{prompt}**\n>\n> before: {before.strip()}\n>\n> after: {after.strip()}"
+        f"> **{prompt}**\n>\n> before: {quoted(before)}\n>\n> after: {quoted(after)}"
         for prompt, before, after in zip(PROMPTS, *texts, strict=True)
     )
     credited = "\n\n".join(
