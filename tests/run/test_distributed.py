@@ -129,7 +129,7 @@ def in_two_processes(directory):
 def torchrun(*command):
     """Run a program in two processes; returns what it showed."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": "."}  # of cwd: ROOT may have a colon
     return subprocess.run(
         [*start, *map(str, command)], cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300
     )

@@ -408,7 +408,7 @@ def test_two_processes_train_the_adapter_that_one_trains(tmp_path):
     some processes leave out, base weights that are gathered and never merged."""
     fit_stage(tmp_path / "one")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, tmp_path]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": "."}  # of cwd: ROOT may have a colon
     shown = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
     assert shown.returncode == 0, shown.stderr
     for name in ("ddp", "fsdp", "live"):

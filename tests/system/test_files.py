@@ -110,7 +110,7 @@ with Lock(sys.argv[1]):
 def test_a_lock_is_held_by_one_and_waiting_for_it_says_so(tmp_path, capsys, monkeypatch):
     """Kills: a wait without a word; one without end where seconds are given; a lock that outlives its process."""
     path = tmp_path / ".lock"
-    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    environment = os.environ | {"PYTHONPATH": "."}
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     ) as holder:

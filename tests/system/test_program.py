@@ -92,9 +92,9 @@ def test_python_oo_has_no_docstrings_and_needs_none(arguments):
 def test_a_picture_is_drawn_under_a_notebooks_backend(tmp_path, monkeypatch):
     """Kills: MPLBACKEND of a notebook, which the environment's matplotlib need not know."""
     pytest.importorskip("matplotlib")
-    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONPATH": "."}
     code = "from dpo_min.system.picture import pyplot; plt = pyplot(); print(plt.get_backend())"
-    seen = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    seen = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (seen.stdout.strip(), seen.returncode) == ("agg", 0), seen.stderr
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 
@@ -32,8 +33,8 @@ REPORT = "program.run(main)"
 def child(start=LASTING, text=ODD, redirect="", encoding="utf-8", **more):
     """What a small program of ours does whose streams are redirected by a shell: it prints thrice, and says so."""
     code = CHILD.format(text=text, start=start)
-    command = f"{sys.executable} -c '{code.replace(chr(39), chr(34))}' {redirect}"
-    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": os.getcwd()} | more
+    command = f"{shlex.quote(sys.executable)} -c '{code.replace(chr(39), chr(34))}' {redirect}"
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": "."} | more
     return subprocess.run(["bash", "-c", command], capture_output=True, env=environment)
 
 
@@ -95,7 +96,7 @@ os.write(1, b"lost")
 os.write(2, b"lost")
 assert os.read(0, 1) == b""
 """
-    command = f"{sys.executable} -c '{code.replace(chr(39), chr(34))}' <&- >&- 2>&-"
+    command = f"{shlex.quote(sys.executable)} -c '{code.replace(chr(39), chr(34))}' <&- >&- 2>&-"
     assert subprocess.run(["bash", "-c", command], cwd=os.getcwd()).returncode == 0
     assert (tmp_path / "file").read_text() == ""
 
@@ -103,7 +104,7 @@ assert os.read(0, 1) == b""
 def on_terminal(code, **environment):
     """All that a program writes to a terminal of its own."""
     master, slave = pty.openpty()
-    environment = os.environ | {"PYTHONPATH": os.getcwd(), "TERM": "xterm"} | environment
+    environment = os.environ | {"PYTHONPATH": ".", "TERM": "xterm"} | environment
     process = subprocess.Popen([sys.executable, "-c", code], stdout=slave, stderr=slave, env=environment)
     os.close(slave)
     seen = b""
