@@ -1,6 +1,7 @@
 """Fixtures that several test files share: models small enough to enumerate, and the shared data where it is there."""
 
 import os
+import signal
 from pathlib import Path
 from random import Random
 
@@ -32,6 +33,18 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 CLAIMS, TURN = os.environ.pop("CLAIMS", None), int(os.environ.pop("TURN", "0"))
 LONG = "readme", "train", "mutants", "flags", "distributed", "stored_reference", "golden", "safety", "lora_run"
 claimed = set()
+
+HEARD = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """A program that is run in this process leaves no handler of a signal to the next test."""
+    before = {number: signal.getsignal(number) for number in HEARD}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -88,6 +101,7 @@ def pytest_runtest_protocol(item):
         except FileExistsError:
             return True
         claimed.add(item.path)
+        item.session._setupstate.teardown_exact(item)  # what was kept for a test that the other process took
     return None
 
 
