@@ -19,6 +19,7 @@ import platform
 import re
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -34,6 +35,8 @@ plt = pyplot()
 
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 BEGIN_PROGRAMS, END_PROGRAMS = "<!-- programs -->", "<!-- end of programs -->"
+BEGIN_SPEED, END_SPEED = "<!-- speed -->", "<!-- end of speed -->"
+PAGE, README = Path("docs/benchmarks.md"), Path("README.md")
 BEGIN_DECODING, END_DECODING = "<!-- decoding -->", "<!-- end of decoding -->"
 STARTS = ["train.py", "--help"], ["sample.py", "--help"], ["-c", "import torch"]
 ROW = re.compile(r"^\| \*\*(.+?)\*\*.*? \| ([\d.]+) \| \d+ \| .* \| ([\d.]+) GiB \|", re.MULTILINE)
@@ -192,9 +195,10 @@ def main():
     parser.add_argument("--model", help="programs: a model directory; default: --shape with random weights")
     parser.add_argument("--flags", default="", help="programs: more flags of train.py")
     parser.add_argument("--beside", help="programs: another trainer's command, with {model}, {data} and {pairs}")
+    parser.add_argument("--beside-name", default="another trainer", help="programs: what the table calls it")
     parser.add_argument("--repetitions", type=int, default=3, help="programs: how many (default: 3)")
     parser.add_argument("--folder", help="programs: where to write models and runs; default: that of temporary files")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"), help="the page; its table is replaced")
+    parser.add_argument("--out", type=Path, default=PAGE, help="the page; its table is replaced")
     options = parser.parse_args()
     if options.variant:
         decoding = options.variant == "decoding"
@@ -203,7 +207,11 @@ def main():
     page = options.out.read_text(encoding="utf-8") if options.out.exists() else ""
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.part in (None, "programs"):
-        page = renewed(page, BEGIN_PROGRAMS, END_PROGRAMS, programs_text(options))
+        text, said = programs_text(options)
+        page = renewed(page, BEGIN_PROGRAMS, END_PROGRAMS, text)
+        if options.out == PAGE:
+            readme = renewed(README.read_text(encoding="utf-8"), BEGIN_SPEED, END_SPEED, said + "\n")
+            README.write_text(readme, encoding="utf-8")
     if options.part in (None, "training"):
         page = renewed(page, BEGIN, END, training(options))
     if options.part in (None, "decoding"):
@@ -219,18 +227,23 @@ def main():
 
 
 def programs_text(options):
-    """Measure the programs, and return the text."""
+    """Measure the programs; returns (the text, its sentence for the first page)."""
     device, _ = devices.choose_device(options.device, options.dtype)
     shape = f"GPT-2's shape, {options.shape[2]} layers of {options.shape[4]}, random weights"
     if options.model:
         shape = Path(options.model).name
-    text = f"""{hardware(device)}, PyTorch {torch.__version__}, {options.dtype}. {options.pairs} pairs in steps of
-{options.batch_size}; {shape}. Medians of {options.repetitions} runs, with the least and the greatest.
+    measured, cost = benchmark_programs.programs(options)
+    machine = f"{hardware(device)}, {os.cpu_count()} cores"
+    said = textwrap.fill(f"From the command to its end, {options.pairs} pairs ({shape}; {machine}): {cost}.", 116)
+    text = f"""{said}
 
-{benchmark_programs.programs(options)}
+PyTorch {torch.__version__}, {options.dtype}, steps of {options.batch_size} pairs. Medians of {options.repetitions},
+with the least and the greatest.
+
+{measured}
 """
     print(text)
-    return text
+    return text, said
 
 
 def training(options):

@@ -89,12 +89,12 @@ def sampling(options, model, batch):
 
 def spread(values, form="{:.1f}"):
     """The median, and the least and greatest where there are several."""
-    middle = form.format(statistics.median(values))
-    return f"{middle} ({form.format(min(values))}–{form.format(max(values))})" if len(values) > 1 else middle
+    median = form.format(statistics.median(values))
+    return f"{median} ({form.format(min(values))}–{form.format(max(values))})" if len(values) > 1 else median
 
 
 def programs(options):
-    """Markdown: train.py stage by stage, another trainer beside it in alternating order, and sample.py."""
+    """(Markdown, in a sentence): train.py stage by stage, another trainer beside it by turns, and sample.py."""
     ours, theirs, answers = [], [], {1: [], 8: []}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         folder = Path(folder)
@@ -109,7 +109,14 @@ def programs(options):
             print(f"repetition {k + 1}: {ours[-1]['whole']:.1f} s", *(f"{s:.1f} s" for s, _ in theirs[-1:]), flush=True)
             for batch in () if options.flags else answers:
                 answers[batch].append(sampling(options, model, batch))
-    return report(options, ours, theirs, answers)
+    costs = {"train.py": [(run["whole"], run["peak"]) for run in ours], options.beside_name: theirs}
+    said = [f"{name} {middle(runs, 0):.0f} s and {middle(runs, 1):.1f} GiB" for name, runs in costs.items() if runs]
+    return report(options, ours, theirs, answers), ", ".join(said)
+
+
+def middle(runs, place):
+    """The median of one figure of several runs."""
+    return statistics.median(run[place] for run in runs)
 
 
 def report(options, ours, theirs, answers):
@@ -120,7 +127,7 @@ def report(options, ours, theirs, answers):
     rows = [[name, *cells, spread(trained, "{:.2f}"), spread([run["peak"] for run in ours])]]
     if theirs:
         seconds, peaks = zip(*theirs, strict=True)
-        rows.append([f"`{Path(shlex.split(options.beside)[1]).name}`", *"––––", spread(seconds), "–", spread(peaks)])
+        rows.append([options.beside_name, *"––––", spread(seconds), "–", spread(peaks)])
         ratios = [other / run["whole"] for (other, _), run in zip(theirs, ours, strict=True)]
         memory = [other / run["peak"] for (_, other), run in zip(theirs, ours, strict=True)]
         rows.append(["ratio", *"––––", spread(ratios), "–", spread(memory)])

@@ -99,7 +99,7 @@ def batch_token_logps(model, batch, aligned=False):
     """Log-probabilities of the scored tokens, (T,) for every completion: chosen, then rejected. The whole path.
 
     Only scored positions meet the vocabulary. `aligned` ones are less log Σ_v π(v)², WPO's mean of what is drawn.
-    A CPU computes nothing for padding; a GPU, and compiled code, would lose more by many small shapes.
+    A CPU computes nothing for padding. Compiled code would be compiled for every shape; on a GPU it was not measured.
     """
     *inputs, predictors = batch.tokens, batch.positions, batch.mask, batch.predictors
     if batch.segments is not None and batch.tokens.device.type == "cpu" and not model.compiled:
