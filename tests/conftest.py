@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 from random import Random
 
@@ -47,6 +48,29 @@ def handlers():
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture
+def python_steps():
+    """A function f → the lines of Python that f() runs: a count where seconds would depend on the machine."""
+
+    def count(function):
+        steps = 0
+
+        def trace(frame, event, argument):
+            nonlocal steps
+            steps += 1
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            function()
+        finally:
+            sys.settrace(before)
+        return steps
+
+    return count
 
 
 @pytest.fixture(scope="session")

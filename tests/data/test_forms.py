@@ -16,15 +16,6 @@ GOOD = {"prompt": "x", "chosen": "y", "rejected": "z"}
 FRAGMENTS = st.sampled_from([ASSISTANT, "\n\nHuman:", END_OF_TEXT, " ", "a", "b", "é", "😀"])
 TEXT = st.lists(FRAGMENTS | st.text(max_size=4), max_size=8).map("".join)
 SIDES = st.tuples(TEXT, TEXT).filter(lambda sides: all(sides) and sides[0] != sides[1])
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda value: st.lists(value, max_size=3) | st.dictionaries(st.text(), value, max_size=3),
-    max_leaves=5,
-)
-ROLE = st.sampled_from(["system", "user", "assistant", "tool"]) | JSON
-MESSAGES = st.lists(st.fixed_dictionaries({}, optional={"role": ROLE, "content": TEXT | JSON}) | JSON, max_size=3)
-SIDE = TEXT | MESSAGES | JSON
-ROW = JSON | st.fixed_dictionaries({}, optional={"prompt": SIDE, "chosen": SIDE, "rejected": SIDE})
 
 
 def message(role, content):

@@ -208,24 +208,14 @@ def test_text_is_decoded_without_its_mark_or_refused_by_the_place_it_is_from():
 # Time
 
 
-def test_an_array_of_twice_the_rows_takes_twice_the_steps(tmp_path):
+def test_an_array_of_twice_the_rows_takes_twice_the_steps(tmp_path, python_steps):
     """Kills: the rest of the text copied or searched for each row. Counted in lines of Python, of which C does none."""
     steps = []
     for n in (200, 400):
         path = tmp_path / f"{n}.json"
         path.write_text(json.dumps([GOOD] * n))
-        steps.append(0)
-
-        def count(frame, event, argument):
-            steps[-1] += 1
-            return count
-
-        before = sys.gettrace()
-        sys.settrace(count)
-        try:
-            assert sum(1 for _ in read_rows(path)) == n
-        finally:
-            sys.settrace(before)
+        steps.append(python_steps(lambda path=path: list(read_rows(path))))
+        assert sum(1 for _ in read_rows(path)) == n
     assert steps[1] < 2.2 * steps[0]
 
 

@@ -233,25 +233,14 @@ def test_a_row_of_megabytes_is_looked_at_in_one_pass(tmp_path, part):
     assert check(write(tmp_path / "a.jsonl", rows), "--max-length", 10**7).usable == 1
 
 
-def test_many_equal_rows_are_compared_in_as_many_steps(tmp_path):
+def test_many_equal_rows_are_compared_in_as_many_steps(tmp_path, python_steps):
     """Kills: each of n equal rows compared with all those before it. Counted in lines of Python."""
-    steps = []
+    steps, reports = [], []
     for n in (300, 600):
         path = write(tmp_path / f"{n}.jsonl", [CLEAN] * n)
         flags, _ = lint.parse(lint.LintFlags, [str(path), "--against", str(path)], "")
-        steps.append(0)
-
-        def count(frame, event, argument):
-            steps[-1] += 1
-            return count
-
-        before = sys.gettrace()
-        sys.settrace(count)
-        try:
-            report = lint.check_files(flags, BYTES)
-        finally:
-            sys.settrace(before)
-        assert report.counts["duplicate"] == n - 1 and report.counts["leaked"] == n
+        steps.append(python_steps(lambda flags=flags: reports.append(lint.check_files(flags, BYTES))))
+        assert reports[-1].counts["duplicate"] == n - 1 and reports[-1].counts["leaked"] == n
     assert steps[1] < 2.2 * steps[0]
 
 
