@@ -5,6 +5,7 @@ has none.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -73,3 +74,10 @@ def test_a_run_in_two_parts_is_the_run_in_one(run):
     whole = losses(run("whole"))
     run("parts", steps=3)
     assert losses(run("parts", "--resume")) == pytest.approx(whole, rel=1e-3)  # sums of a GPU come in any order
+
+
+def test_an_overflow_of_float16_skips_its_step_and_the_run_goes_on(run):
+    """A loss this steep leaves float16's range until the scaler has come down."""
+    lines = run("overflow", "--dtype", "float16", "--beta", "500", steps=12)
+    assert 0 < lines[-1]["overflows"] < 12
+    assert all(math.isfinite(line["loss"]) for line in lines)
