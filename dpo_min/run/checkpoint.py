@@ -193,7 +193,8 @@ def read_checkpoint(path, parts):
                 owner, _, key = entry.partition("/")
                 if owner == name and key:
                     moment = contents[entry].size == parameter.size()  # or a count of steps
-                    tensors[entry] = torch.zeros_like(tensors[name]) if moment else torch.zeros(())
+                    count = torch.zeros((), device=parameter.device)  # where the fused optimizer looks for it
+                    tensors[entry] = torch.zeros_like(tensors[name]) if moment else count
                     places[entry] = parameter, key
         tensors |= reference_tensors(parts)
         with warnings.catch_warnings(action="ignore"):
