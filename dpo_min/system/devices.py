@@ -25,6 +25,9 @@ except OSError:  # PyTorch asks for a place of compiled code there, even where n
 def choose_device(device, dtype):
     """(device, autocast dtype) for the values of --device and --dtype.
 
+    On CUDA, cuDNN's attention is switched off: it plans for tens of milliseconds at every new shape, and nearly every
+    batch has a shape of its own.
+
     Raises:
         ValueError: the machine does not have the device.
     """
@@ -36,6 +39,8 @@ def choose_device(device, dtype):
     if not there[device]:
         names = ", ".join(name for name in there if there[name])
         raise ValueError(f"--device {device} is not there; this machine has {names}")
+    if device == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if dtype == "auto":
         return device, torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return device, getattr(torch, dtype)
