@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dpo_min.data.batch import batch_logps, pack
 from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.exact import enumerate_completions, rectangle
-from dpo_min.logprob import sequence_logprobs, token_logprobs
+from dpo_min.logprob import sequence_logprobs, slice_width, token_logprobs
 from dpo_min.preference import margin
 
 END = 4  # end-of-text of tiny_gpt
@@ -338,10 +338,26 @@ def largest_tensor(function, hidden, head, targets):
 def test_no_tensor_is_larger_than_the_slice_or_an_input(S, C, V, elements):
     """Kills: logits, their softmax or a one-hot target kept whole; a graph through the slices, which keeps them all."""
     hidden, head, targets = torch.ones(S, C), torch.ones(V, C), torch.arange(S) % V
-    slices = -(-V // max(1, elements // S))
+    slices = -(-V // slice_width(S, V, elements))
     largest, operations = largest_tensor(lambda *x: token_logprobs(*x, elements), hidden, head, targets)
     assert largest <= max(elements, hidden.numel(), head.numel())
     assert sum("mm" in name for name in operations) == 4 * slices  # the logits, the logits again, two gradients
+
+
+@given(st.integers(0, 10**4), st.integers(1, 10**6), st.integers(0, 2**26))
+@example(1300, 50257, 2**24)  # GPT-2's vocabulary is odd
+@example(10**4, 10**6, 0)
+@example(1, 1, 1)
+@example(1, 64, 65)
+def test_slices_are_wide_and_hold_no_more_logits_than_asked(S, V, elements):
+    """Kills: a last slice as wide as the others but not a multiple of 64; slices that are many more than needed."""
+    width = slice_width(S, V, elements)
+    assert width >= 1 and width * S <= max(elements, S)
+    if width > 64:
+        assert width % 64 == 0
+    needed = max(1, math.ceil(V * S / max(1, elements)))
+    assert V / width <= 2 * needed + 1
+    assert width <= 64 or V % width < 64 * (needed + 1)  # what is left is small
 
 
 def test_the_definition_does_make_all_the_logits():
