@@ -18,6 +18,7 @@ FloatingPointError where the model's weights are not finite.
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -87,12 +88,34 @@ def decode_step(model, tokens, positions, cache):
     """Logits (B, V) of the tokens that follow `tokens` (B,), which stand at `positions` (B,) and join the cache.
 
     A row that has ended may be given anything. Except on a CPU, where attention looks at no more slots than are
-    filled, every step has the same shapes and no step waits for a value, as CUDA graphs require
-    (`torch.compile(decode_step, mode="reduce-overhead")`).
+    filled, every step has the same shapes and no step waits for a value, as `Recorded` requires.
     """
     size = cache.keys.shape[3]
     cache.slots = min(cache.slots + 1, size)
     return model.logits(model(tokens[:, None], positions.clamp(max=size - 1)[:, None], cache=cache)[:, 0])
+
+
+class Recorded:
+    """`decode_step` of one model and cache on CUDA: the first call records its kernels, and the others replay them.
+
+    A step is several hundred small kernels, and to launch each by itself takes several times longer than they run.
+    """
+
+    def __init__(self, model, cache):
+        self.step, self.graph = partial(decode_step, model, cache=cache), None
+
+    def __call__(self, tokens, positions):
+        """As `decode_step`; the logits are overwritten by the next call."""
+        if self.graph is None:
+            self.inputs, self.graph = (tokens.clone(), positions.clone()), torch.cuda.CUDAGraph()
+            logits = self.step(*self.inputs)  # loads every kernel, which cannot be done while they are recorded
+            with torch.cuda.graph(self.graph):
+                self.logits = self.step(*self.inputs)
+            return logits
+        for kept, new in zip(self.inputs, (tokens, positions), strict=True):
+            kept.copy_(new)
+        self.graph.replay()
+        return self.logits
 
 
 @torch.no_grad()
@@ -117,6 +140,9 @@ def stream(model, prompts, end_of_text, max_new_tokens, generator=None, **sampli
     uniforms, seen = uniforms.to(home), torch.zeros(logits.shape, dtype=torch.bool, device=home)
     for row, prompt in zip(seen, prompts, strict=True):
         row[prompt] = True
+    next_logits = partial(decode_step, model, cache=cache)
+    if logits.is_cuda and not torch.is_autocast_enabled("cuda"):  # casts of weights are kept outside of a recording
+        next_logits = Recorded(model, cache)
     live = set(range(len(prompts)))
     for step in range(max(limits)):
         forbidden = end_of_text if step < sampling.min_new_tokens else None
@@ -127,7 +153,7 @@ def stream(model, prompts, end_of_text, max_new_tokens, generator=None, **sampli
         live = {i for i in live if not completions[i].ended and step + 1 < limits[i]}
         if not live:
             return
-        logits = decode_step(model, tokens.to(positions.device), positions + step, cache)
+        logits = next_logits(tokens.to(positions.device), positions + step)
 
 
 def draw_next(logits, seen, uniforms, sampling, forbidden):
