@@ -16,6 +16,7 @@ import tempfile
 import time
 from itertools import islice, pairwise
 from pathlib import Path
+from threading import Event, Thread
 
 import torch
 
@@ -30,16 +31,36 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = "before", "reference", "steps", "after"
 
 
-def timed(command, name):
-    """(seconds, GiB at most, when it began) of a process; the benchmark ends where it fails."""
+def gpu_bytes():
+    """The bytes of the GPU's memory that are in use, by whomever."""
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+def watch_gpu(ended, seen):
+    """Append what the GPU holds, several times a second, until `ended` is set."""
+    while not ended.wait(0.05):
+        seen.append(gpu_bytes())
+
+
+def timed(command, name, device):
+    """(seconds, GiB at most, when it began) of a process; the benchmark ends where it fails.
+
+    On CUDA the memory is the GPU's, with what the process keeps for itself there.
+    """
+    seen, ended = [gpu_bytes()] if device == "cuda" else [], Event()
+    if seen:
+        Thread(target=watch_gpu, args=(ended, seen), daemon=True).start()
     begin = time.time()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.time() - begin
+    ended.set()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{name}: {shlex.join(map(str, command))} ended with {process.returncode}")
     peak = usage.ru_maxrss * (1024 if sys.platform == "linux" else 1)
-    return time.time() - begin, peak / 2**30, begin
+    return seconds, (max(seen) - seen[0] if seen else peak) / 2**30, begin
 
 
 def make_job(options, folder):
@@ -70,7 +91,7 @@ def training(options, model, data, out):
     command = [sys.executable, "train.py", "--init", model, "--data", data, "--out", out, "--eval-fraction", "0"]
     command += ["--batch-size", options.batch_size, "--log-every", "1", "--dtype", options.dtype, "--device"]
     command += [options.device, *shlex.split(options.flags)]
-    whole, peak, begin = timed([*map(str, command)], "train.py")
+    whole, peak, begin = timed([*map(str, command)], "train.py", options.device)
     stored = [path.stat().st_mtime for path in (out.parent / "cache").glob("reference-*.npz")]
     opened, ended = ((out / name).stat().st_mtime for name in ("config.json", "metrics.jsonl"))
     marks = [begin, opened, max([opened, *stored]), ended, begin + whole]
@@ -84,7 +105,7 @@ def sampling(options, model, batch):
     """(seconds, GiB) of sample.py that answers one prompt of `PROMPT_TOKENS` letters `batch` times."""
     command = [sys.executable, "sample.py", "--model", model, "--prompt", "a" * PROMPT_TOKENS, "--template", "none"]
     command += ["--num-samples", batch, "--max-new-tokens", NEW_TOKENS, "--top-k", TOP_K, "--device", options.device]
-    return timed([*map(str, command), "--dtype", options.dtype], "sample.py")[:2]
+    return timed([*map(str, command), "--dtype", options.dtype], "sample.py", options.device)[:2]
 
 
 def spread(values, form="{:.1f}"):
@@ -103,7 +124,7 @@ def programs(options):
             turns = [lambda k=k: ours.append(training(options, model, data, folder / str(k) / "run"))]
             if options.beside:
                 other = shlex.split(options.beside.format(model=model, data=data, pairs=options.pairs))
-                turns.append(lambda other=other: theirs.append(timed(other, "--beside")[:2]))
+                turns.append(lambda other=other: theirs.append(timed(other, "--beside", options.device)[:2]))
             for turn in turns[:: -1 if k % 2 else 1]:  # each is first in every second repetition
                 turn()
             print(f"repetition {k + 1}: {ours[-1]['whole']:.1f} s", *(f"{s:.1f} s" for s, _ in theirs[-1:]), flush=True)
