@@ -19,7 +19,7 @@ HUNT = int(os.environ.get("HUNT", "0"))
 hypothesis.settings.register_profile(
     "test", derandomize=True, max_examples=50, deadline=None, database=None, print_blob=True
 )
-hypothesis.settings.register_profile("hunt", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("hunt", max_examples=50, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("hunt" if HUNT else "test")
 
 # The models here are tiny: a second thread would cost more than it computes. Subprocesses inherit it.
