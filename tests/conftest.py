@@ -130,7 +130,7 @@ def pytest_runtest_protocol(item):
 
 
 def pytest_collection_modifyitems(items):
-    """Under HUNT every property is tried on so many times as many examples as its test asks for."""
+    """Under HUNT properties alone are run, each on so many times as many examples as its test asks for."""
     if order := os.environ.get("SHUFFLE"):  # files, and the tests of each, in an order of its own for each number
         keys = {item.nodeid: Random(f"{order} {item.nodeid}").random() for item in items}
         files = {item.path: Random(f"{order} {item.path.name}").random() for item in items}
@@ -140,8 +140,9 @@ def pytest_collection_modifyitems(items):
         paths.sort(key=lambda path: path.stem.removeprefix("test_") not in LONG)
         places = {path: place for place, path in enumerate(paths)}
         items.sort(key=lambda item: places[item.path])
+    if HUNT:
+        items[:] = [item for item in items if getattr(item.obj, "is_hypothesis_test", False)]
     for item in items if HUNT else ():
-        asked = getattr(getattr(item, "obj", None), "_hypothesis_internal_use_settings", None)
-        if asked:
-            more = hypothesis.settings(asked, max_examples=HUNT * asked.max_examples)
-            getattr(item.obj, "__func__", item.obj)._hypothesis_internal_use_settings = more
+        asked = item.obj._hypothesis_internal_use_settings
+        more = hypothesis.settings(asked, max_examples=HUNT * asked.max_examples)
+        getattr(item.obj, "__func__", item.obj)._hypothesis_internal_use_settings = more
