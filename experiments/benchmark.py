@@ -30,14 +30,12 @@ from dpo_min.system import devices
 from dpo_min.system.picture import pyplot, save
 from experiments import benchmark_programs, benchmark_rows
 from experiments.benchmark_rows import DECODERS, LEVERS, NEW_TOKENS, PROMPT_TOKENS, TOP_K, read_pairs
+from experiments.pages import between, renew
 
 plt = pyplot()
 
-BEGIN, END = "<!-- measured -->", "<!-- end -->"
-BEGIN_PROGRAMS, END_PROGRAMS = "<!-- programs -->", "<!-- end of programs -->"
-BEGIN_SPEED, END_SPEED = "<!-- speed -->", "<!-- end of speed -->"
+PARTS = "programs", "training", "decoding"
 PAGE, README = Path("docs/benchmarks.md"), Path("README.md")
-BEGIN_DECODING, END_DECODING = "<!-- decoding -->", "<!-- end of decoding -->"
 STARTS = ["train.py", "--help"], ["sample.py", "--help"], ["-c", "import torch"]
 ROW = re.compile(r"^\| \*\*(.+?)\*\*.*? \| ([\d.]+) \| \d+ \| .* \| ([\d.]+) GiB \|", re.MULTILINE)
 
@@ -177,7 +175,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--part",
-        choices=["programs", "training", "decoding", "picture"],
+        choices=[*PARTS, "picture"],
         help="only this; picture: from the table on the page",
     )
     parser.add_argument(
@@ -204,22 +202,21 @@ def main():
         decoding = options.variant == "decoding"
         (benchmark_rows.measure_decoding if decoding else benchmark_rows.measure_training)(options)
         return
-    page = options.out.read_text(encoding="utf-8") if options.out.exists() else ""
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    if not options.out.exists():
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text("\n\n".join(between(part, "") for part in PARTS), encoding="utf-8")
     if options.part in (None, "programs"):
         text, said = programs_text(options)
-        page = renewed(page, BEGIN_PROGRAMS, END_PROGRAMS, text)
+        renew(options.out, {"programs": text})
         if options.out == PAGE:
-            readme = renewed(README.read_text(encoding="utf-8"), BEGIN_SPEED, END_SPEED, said + "\n")
-            README.write_text(readme, encoding="utf-8")
+            renew(README, {"speed": said})
     if options.part in (None, "training"):
-        page = renewed(page, BEGIN, END, training(options))
+        renew(options.out, {"training": training(options)})
     if options.part in (None, "decoding"):
         text = decoding_table(options, run_variant(options, "decoding"))
         print(text)
-        page = renewed(page, BEGIN_DECODING, END_DECODING, text + "\n")
-    options.out.write_text(page, encoding="utf-8")
-    picture = options.out.parent / "figures" / f"{options.out.stem}.png"
+        renew(options.out, {"decoding": text})
+    page, picture = options.out.read_text(encoding="utf-8"), options.out.parent / "figures" / f"{options.out.stem}.png"
     if ROW.search(page):
         picture.parent.mkdir(exist_ok=True)
         draw_levers(page, picture)
@@ -256,14 +253,6 @@ def training(options):
     text = training_table(options, rows) + "\n\n" + ", ".join(start) + ".\n"
     print(text)
     return text
-
-
-def renewed(page, begin, end, text):
-    """The page with new text between two marks; if it has no marks, both are added at its end."""
-    if begin not in page:
-        page += f"\n{begin}\n{end}\n"
-    before, rest = page.split(begin)
-    return f"{before}{begin}\n{text}{end}{rest.split(end)[1]}"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ A measured run is a process of its own, so that its peak memory is its own.
 
 import argparse
 import functools
-import re
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ import torch
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.llama import Llama, LlamaConfig
 from dpo_min.model.lora import linear_layers
-from experiments.pages import table
+from experiments.pages import renew, table
 from experiments.real_model import metrics, run
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "lora.md"
@@ -94,9 +93,7 @@ def main():
     if options.measure:
         print(measure(options))
         return
-    begin, end = "<!-- calculated -->\n", "<!-- end -->"
-    text = re.sub(f"(?s){begin}.*?{end}", f"{begin}{memory_table()}\n{end}", PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(text, encoding="utf-8")
+    renew(PAGE, {"calculated": memory_table()})
 
 
 if __name__ == "__main__":

@@ -41,12 +41,6 @@ def marked(text, name):
     return text.partition(f"<!-- {name} -->\n")[2].partition("<!-- end -->")[0]
 
 
-def with_marked(text, name, part):
-    """The page with another part there."""
-    begin = f"<!-- {name} -->\n"
-    return text.replace(f"{begin}{marked(text, name)}<!-- end -->", f"{begin}{part}<!-- end -->")
-
-
 def half_width(values):
     """Half of the 95 % interval of a mean over runs, by Student's t; 0 for one run, whose spread is not known."""
     return STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from dpo_min.system.picture import pyplot, save
 from experiments.demo import prompts
-from experiments.pages import half_width, marked, scale_kl, table, with_marked
+from experiments.pages import half_width, marked, renew, scale_kl, table
 
 plt = pyplot()
 
@@ -149,8 +149,7 @@ def write(settings, found, out):
     page, data = PAGE.format(**words), out / "data.md"
     (out / "rounds.md").write_text(page, encoding="utf-8")
     if data.exists():
-        text = data.read_text(encoding="utf-8")
-        data.write_text(with_marked(text, "rounds", marked(page, "rounds")), encoding="utf-8")
+        renew(data, {"rounds": marked(page, "rounds").removesuffix("\n")})
 
 
 ONE_RUN = "those of one run, ± half of the 95 % interval over its answers, which does not say how runs differ"

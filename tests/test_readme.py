@@ -16,7 +16,7 @@ import dpo_min
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.run.session import save_model_directory
-from experiments import benchmark
+from experiments.pages import marked
 from tests.labels.serving import serving
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +114,7 @@ def test_the_python_of_the_readme_prints_what_stands_beside_it():
 
 def test_the_figures_of_speed_are_those_that_were_measured():
     """Kills: a page that was measured again under a first page that was not."""
-    said = README.split(benchmark.BEGIN_SPEED)[1].split(benchmark.END_SPEED)[0]
+    said = marked(README, "speed")
     assert " s and " in said and said in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
 

@@ -39,6 +39,7 @@ from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.weights import load_model
 from dpo_min.run.checkpoint import load_checkpoint, seal
 from dpo_min.system.progress import Line
+from experiments.pages import renew
 
 MEMORY, CPU_SECONDS, SECONDS = 2 * 2**30, 20, 180  # of one case; a busy disk may keep one waiting
 
@@ -340,38 +341,10 @@ def main():
                 table.append(f"| {what} | {figure} |")
     minutes = (time.perf_counter() - begun) / 60
     command = " ".join(["python", "tests/torture.py", *sys.argv[1:]])
-    config.out.write_text(PAGE.format(table="\n".join(table), minutes=minutes, command=command), encoding="utf-8")
+    said = f"Measured in {minutes:.0f} minutes by `{command}`."
+    renew(config.out, {"measured": "\n".join([said, "", "| done to it | what came of it |", "|---|---|", *table])})
     print(f"written: {config.out}")
 
-
-PAGE = """# What a run survives
-
-Measured in {minutes:.0f} minutes by `{command}`, on the CPU, with runs of two stages: a
-first fit, the reference's scores, and preference training with a checkpoint every three steps. Nothing here is
-simulated: the processes are killed, the disk is a tmpfs that is full, and the files are broken. `make torture` does all
-of it again. With `TORTURE="--seed 1"` it breaks other files at other places and kills at other instants.
-
-| done to it | what came of it |
-|---|---|
-{table}
-
-## What it rests on
-
-- Every file is written under another name, flushed to the disk and then renamed. A checkpoint is a directory. Its
-  manifest.json holds the SHA-256 of its files and is written last. The last two checkpoints are kept.
-- If a checkpoint is cut short or altered, the program warns and takes the one before it.
-- A resumed run takes back the weights, the optimizer's moments, the scaler, the sums behind the next line of metrics
-  and its place in the data. It drops the lines of metrics.jsonl after that place and writes them again.
-- A run holds a lock on its directory. The lock ends with the process.
-- Nothing that is read can execute. Sizes are checked before anything is allocated: those of rows, JSON and headers,
-  those of tensors by config.json, and the size to which gzip expands.
-
-## What it does not show
-
-- A power failure: files and the names in their directories are flushed before they count, but no plug was pulled.
-- GPUs and several machines. "Bit for bit" holds for the same number of threads and processes, the same PyTorch and the
-  same kind of CPU.
-"""
 
 if __name__ == "__main__":
     main()
