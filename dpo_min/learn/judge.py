@@ -4,6 +4,7 @@ import functools
 import inspect
 import traceback
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from types import SimpleNamespace
 
 import torch
@@ -129,15 +130,31 @@ def broken(exercise, names, calls):
 
 
 def answers(exercise, names):
-    """All that a function gives under all its laws, whether they hold or not, and the kinds of its errors."""
-    calls, errors = [], []
+    """[(calls, the error that ended them or "")] of a function under each of its laws, whether they hold or not."""
+    found = []
     for law in LAWS[exercise.name]:
+        calls, end = [], ""
         try:
             for _ in law(subject(exercise, names, calls)):
                 pass
+        except Wrong as wrong:
+            end = wrong.args[0].law
         except (Exception, SystemExit) as error:
-            errors.append(type(error))
-    return [call.got for call in calls if call.returned] + errors
+            end = f"{type(error).__name__}: {error}"
+        found.append((calls, end))
+    return found
+
+
+def same(mine, theirs):
+    """Whether a function gives what a mistake gives wherever that is wrong; if it is wrong by rounding alone, always."""
+    parts = [(*ours, *its) for ours, its in zip(mine, theirs, strict=True)]
+    if any(end and end != my_end for _, my_end, _, end in parts):
+        return False
+    pairs = [pair for my_calls, _, calls, _ in parts for pair in zip_longest(my_calls, calls)]
+    pairs = [(my_call or Call(""), call) for my_call, call in pairs if call and call.returned]
+    wrong = [(my_call, call) for my_call, call in pairs if not close(call.got, call.want)]
+    by_rounding = not wrong and not any(end for *_, end in parts)
+    return all(close(my_call.got, call.got) for my_call, call in (pairs if by_rounding else wrong))
 
 
 @functools.cache
@@ -148,10 +165,11 @@ def known(exercise):
     return list(zip(exercise.mistakes, found, strict=True))
 
 
-def explain(exercise, names):
-    """What is said of the one known mistake that gives what this function gives on every input; "" if there is none."""
+def explained(exercise, names, found):
+    """The `Finding`, and what is said of the known mistake that breaks the same law in the same way, if there is one."""
     mine = answers(exercise, names)
-    return next((mistake.says for mistake, theirs in known(exercise) if close(mine, theirs)), "")
+    same_law = ((mistake, theirs) for mistake, theirs in known(exercise) if mistake.law == found.law)
+    return replace(found, why=next((mistake.says for mistake, theirs in same_law if same(mine, theirs)), ""))
 
 
 def examine(exercise, text, file):
@@ -168,14 +186,14 @@ def examine(exercise, text, file):
             )
         names = load(text, file)
         found = broken(exercise, names, calls)
-        return found and replace(found, why=explain(exercise, names))
+        return found and explained(exercise, names, found)
     except Wrong as wrong:
-        return replace(wrong.args[0], why=explain(exercise, names))
+        return explained(exercise, names, wrong.args[0])
     except SyntaxError as error:
         return Finding("error", f"Python cannot read the file: {error.msg}", line=error.lineno)
     except (Exception, SystemExit) as error:
         found = failure(exercise, text, file, error, calls[-1].given if calls else "")
-        return replace(found, why=explain(exercise, names)) if calls else found
+        return explained(exercise, names, found) if calls else found
 
 
 def failure(exercise, text, file, error, given):

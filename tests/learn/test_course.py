@@ -147,11 +147,49 @@ def test_another_right_body_is_right(name, body):
         ("count_completions", "    return float(vocab_size)", "kind", "a float"),
         ('"sigmoid"', ["(h * beta).tanh()", "h"], "the_loss_starts_at_log_two", "[0]"),
         ('"sigmoid"', ["-log(sigmoid(beta * h))", "h"], "kind", "a float: what `math` has takes a number"),
+        ('"sigmoid"', ["-sigmoid(-beta * h)", "h"], "the_loss_starts_at_log_two", "-0.5"),
+        (
+            "margin",  # the numbers are right, and so are those of the order that rounds, up to rounding
+            "    a, b = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, "
+            "reference_rejected_logps)\n    return a.detach() - b",
+            "a_gradient_reaches_the_policy",
+            "no gradient",
+        ),
+        ("merge", "    return W + scale * (B @ A).T", "error", ""),  # an error too, but not that of A @ B
     ],
 )
 def test_a_mistake_that_nobody_foresaw_is_found_without_a_guess_at_its_cause(name, body, law, words):
     found = written(name, body)
     assert (found.law, found.why) == (law, "") and words in found.got
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "words"),
+    [
+        ('"sigmoid"', ["logsigmoid(beta * h)", "beta * sigmoid(-beta * h)"], "The minus sign is missing: a loss"),
+        ('"ipo"', ["(h - 1 / 2 * beta) ** 2", "2 * (h - 1 / 2 * beta)"], "1 / 2 * beta is β/2 in Python"),
+        (
+            "sequence_logprobs",
+            "    logps = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)\n"
+            "    return (logps * loss_mask[:, 1:]).sum(-1)",
+            "0 · (−∞) is NaN, so the mask cannot be multiplied with",
+        ),
+        (
+            "Batch.mask",
+            "        return self.segments[:, :, None] == self.segments[:, None]",
+            "The answers do not see their prompt",
+        ),
+        (
+            "keep_top_p",
+            "    probs, ids = logits.softmax(-1).sort(descending=True, stable=True)\n    drop = probs.cumsum(-1) > p\n"
+            "    return logits.masked_fill(torch.zeros_like(drop).scatter(1, ids, drop), -math.inf)",
+            "You drop the token with which the sum passes p.",
+        ),
+    ],
+)
+def test_of_two_mistakes_at_once_the_one_that_fails_first_is_told(name, body, words):
+    """Kills: a sentence that a second mistake, in the other body or under a later law, takes away."""
+    assert written(name, body).why.startswith(words)
 
 
 @pytest.mark.parametrize(
