@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 
 from dpo_min.learn import cut, laws_of_losses, laws_of_models, laws_of_policies, laws_of_preferences  # noqa: F401
-from dpo_min.learn.shown import arguments, kind, shown
+from dpo_min.learn.shown import apart, arguments, kind, shown
 from dpo_min.learn.trial import LAWS, close
 
 
@@ -125,7 +125,7 @@ def broken(exercise, names, calls):
     for call in () if exercise.laws_only else calls:
         if not close(call.got, call.want):
             sentence = "It is the number that the equation gives."
-            return Finding("equation", sentence, call.given, shown(call.got), shown(call.want))
+            return Finding("equation", sentence, call.given, *apart(call.got, call.want))
     return None
 
 
@@ -146,7 +146,7 @@ def answers(exercise, names):
 
 
 def same(mine, theirs):
-    """Whether a function gives what a mistake gives wherever that is wrong; if it is wrong by rounding alone, always."""
+    """Whether a function gives what a mistake gives wherever that is wrong, or always if it only rounds wrongly."""
     parts = [(*ours, *its) for ours, its in zip(mine, theirs, strict=True)]
     if any(end and end != my_end for _, my_end, _, end in parts):
         return False
@@ -166,7 +166,7 @@ def known(exercise):
 
 
 def explained(exercise, names, found):
-    """The `Finding`, and what is said of the known mistake that breaks the same law in the same way, if there is one."""
+    """The `Finding`, and what is said of the known mistake that breaks the same law in the same way, if any does."""
     mine = answers(exercise, names)
     same_law = ((mistake, theirs) for mistake, theirs in known(exercise) if mistake.law == found.law)
     return replace(found, why=next((mistake.says for mistake, theirs in same_law if same(mine, theirs)), ""))

@@ -5,31 +5,39 @@ import math
 import torch
 
 MOST = 400  # characters of one value
+MANY = 20  # more values than these in one list are only counted, after the first
 
 
-def shown(value):
-    """A number, a tensor, or a list of them as one reads it: [0.5, -inf]; four digits."""
+def shown(value, digits=4):
+    """A number, a tensor, or a list of them as one reads it: [0.5, -inf]."""
     if isinstance(value, torch.Tensor):
         value = value.detach().tolist()
     if isinstance(value, bool) or value is None:
         return str(value)
     if isinstance(value, float):
-        return number(value)
-    if isinstance(value, list):
-        text = "[" + ", ".join(map(shown, value)) + "]"
-    elif isinstance(value, tuple):
-        text = "(" + ", ".join(map(shown, value)) + ")"
+        return number(value, digits)
+    if isinstance(value, list | tuple):
+        parts = [shown(part, digits) for part in (value if len(value) <= MANY else value[:3])]
+        parts += [f"… ({len(value)} in all)"] if len(value) > MANY else []
+        text = "[]" if isinstance(value, list) else "()"
+        text = text[0] + ", ".join(parts) + text[1]
     else:
         segments = getattr(value, "segments", "")  # what a Batch is told by
         text = f"a {type(value).__name__}, segments {shown(segments)}" if segments != "" else str(value)
     return text if len(text) <= MOST else text[:MOST] + " …"
 
 
-def number(value):
-    """Four digits, and as many as it takes to tell a number from a simple one that it is not."""
+def apart(got, want):
+    """Two values that differ, with as many digits as it takes to see it."""
+    digits = next((n for n in (4, 10) if shown(got, n) != shown(want, n)), 17)
+    return shown(got, digits), shown(want, digits)
+
+
+def number(value, digits):
+    """So many digits, and as many as it takes to tell a number from a simple one that it is not."""
     value += 0.0  # −0 is 0
     whole = math.isfinite(value) and abs(value - round(value)) < 1e-3
-    return f"{value:.10g}" if whole else f"{value:.4g}"
+    return f"{value:.{max(digits, 10) if whole else digits}g}"
 
 
 def arguments(named):

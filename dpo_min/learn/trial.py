@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dpo_min.learn.shown import shown
+from dpo_min.learn.shown import apart, shown
 
 LAWS = {}  # name of an exercise → its laws, in the order in which they are tried
 
@@ -52,7 +52,9 @@ def close(got, want):
 
 def equal(got, want, given=None, words=""):
     """The law gives the very value; `words` say it in its place."""
-    return Trial(got, words or shown(want), close(got, want), given)
+    right = close(got, want)
+    got_words, want_words = (got, shown(want)) if right else apart(got, want)
+    return Trial(got_words, words or want_words, right, given)
 
 
 def holds(condition, got, says, given=None):

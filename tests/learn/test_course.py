@@ -155,6 +155,12 @@ def test_another_right_body_is_right(name, body):
             "a_gradient_reaches_the_policy",
             "no gradient",
         ),
+        (
+            "log_bradley_terry",  # four digits would not tell it from log ½
+            "    return F.logsigmoid(reward_chosen - reward_rejected) + 1e-7",
+            "it_is_the_logarithm_of_a_probability",
+            "-0.6931470806",
+        ),
         ("merge", "    return W + scale * (B @ A).T", "error", ""),  # an error too, but not that of A @ B
     ],
 )
