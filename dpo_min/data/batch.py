@@ -35,7 +35,7 @@ class Batch:
 
     @property
     def mask(self):
-        """(B, T, T) boolean, on top of causality: a part sees itself and the prompt; or None."""
+        """(B, query, key) boolean, on top of causality: a part sees itself and the prompt. None if `segments` is."""
         if self.segments is None:
             return None
         query, key = self.segments[:, :, None], self.segments[:, None, :]

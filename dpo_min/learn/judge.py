@@ -58,7 +58,9 @@ class Yours:
             sentence = "A function leaves its arguments as they are."
             raise Wrong(Finding("inputs", sentence, given, f"{self.words(theirs)} afterwards", "what they were"))
         if kind(call.got) != kind(call.want):
-            raise Wrong(Finding(*sort(call.got, call.want), given, kind(call.got) + note(call.got), kind(call.want)))
+            raise Wrong(
+                Finding(*sort(call.got, call.want), given, kind(call.got) + note(call.got, call.want), kind(call.want))
+            )
         return call.got
 
     def words(self, values):
@@ -66,13 +68,16 @@ class Yours:
         return self.label + arguments(inspect.signature(self.real).bind(*values).arguments)
 
 
-def note(got):
-    """What a result that is no tensor often comes from."""
+def note(got, want):
+    """What a result that is not of the sort that is wanted often comes from."""
     if got is None:
         return ": is there a `return`?"
-    return (
-        ": what `math` has takes a number and gives one; a tensor has .log(), .exp()" if isinstance(got, float) else ""
-    )
+    if isinstance(got, float):
+        return ": what `math` has takes a number and gives one; a tensor has .log(), .exp()"
+    tensors = isinstance(got, torch.Tensor) and isinstance(want, torch.Tensor)
+    if tensors and got.dtype == torch.float32 != want.dtype and want.is_floating_point():
+        return ": .float() gives float32, and so does a number times True or False; .to(x.dtype) gives what x has"
+    return ""
 
 
 def sort(got, want):

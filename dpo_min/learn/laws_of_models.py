@@ -75,7 +75,7 @@ def half_precision_is_summed_in_float32(yours):
 
 @law("sequence_logprobs")
 def the_mean_is_per_scored_token(yours):
-    """reduce="mean" divides by the number of scored tokens of the row: here two, and of a second row one."""
+    """reduce="mean" divides the sum of each row by the number of its scored tokens."""
     yield equal(yours(LOGITS, tensor([[0, 0, 1, 2]]), scored(2, 4), "mean"), numbers(0.06).log() / 2)
     tokens, mask = tensor([[0, 0, 1, 2]] * 2), torch.cat([scored(2, 4), scored(3, 4)])
     want = numbers(0.06, 0.3).log() / numbers(2.0, 1.0)
@@ -89,8 +89,9 @@ def a_gradient_reaches_the_logits(yours):
     yield holds(found is not None, "no gradient", UNREACHED)
 
 
-W, A, B = numbers([1.0, 2.0], [3.0, 4.0], [5.0, 6.0]), numbers([1.0, -1.0]), numbers([1.0], [0.0], [2.0])
-A = A.reshape(1, 2)
+W = numbers([1.0, 2.0], [3.0, 4.0], [5.0, 6.0])  # (D, C), here (3, 2)
+A, B = numbers([1.0, -1.0]), numbers([1.0], [0.0], [2.0])  # of rank 1: (1, C) and (D, 1)
+A2, B2 = numbers([1.0, -1.0], [0.0, 2.0]), numbers([1.0, 0.0], [0.0, 1.0], [2.0, 3.0])  # of rank 2
 
 
 @law("merge")
@@ -102,10 +103,10 @@ def an_adapter_that_is_zero_changes_nothing(yours):
 @law("merge")
 def one_matrix_does_what_layer_and_adapter_do(yours):
     """For every x, (merged) x = W x + (α/r) B (A x)."""
-    for scale in (1.0, 0.5):
+    for (down, up), scale in (((A, B), 1.0), ((A, B), 0.5), ((A2, B2), 0.5)):
         for x in (numbers(1.0, 0.0), numbers(2.0, 3.0)):
-            together, apart = yours(W, A, B, scale) @ x, W @ x + scale * (B @ (A @ x))
-            given = f"W = {shown(W)}, A = {shown(A)}, B = {shown(B)}, scale = {scale}, x = {shown(x)}"
+            together, apart = yours(W, down, up, scale) @ x, W @ x + scale * (up @ (down @ x))
+            given = f"W = {shown(W)}, A = {shown(down)}, B = {shown(up)}, scale = {scale}, x = {shown(x)}"
             yield equal(together, apart, given, f"{shown(apart)} as (merged) x")
 
 

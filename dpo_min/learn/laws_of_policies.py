@@ -42,7 +42,7 @@ def the_mean_of_a_constant_is_the_constant(yours):
 
 @law("expectation")
 def each_value_counts_as_much_as_it_is_likely(yours):
-    """A value that comes with probability ¾ counts three times as much as one that comes with ¼."""
+    """Each value of f counts as much as its completion is likely, for each prompt (a row of log_p) on its own."""
     yield equal(yours(logs(0.75, 0.25), numbers(2.0, 6.0)), tensor(3.0, dtype=float64))
     yield equal(yours(BOTH, numbers(1.0, 3.0)), numbers(2.0, 1.2))
 
@@ -105,6 +105,15 @@ def the_price_is_beta_per_nat(yours):
         given = f"π = [0.5, 0.3, 0.2], π_ref = [0.8, 0.1, 0.1], reward = [0, 1, 0], beta = {beta}, then {2 * beta}"
         words = "the second twice the first"
         yield holds(torch.isclose(lost[1], 2 * lost[0]), f"{lost[0]:.4g} lost, then {lost[1]:.4g}", words, given)
+
+
+@law("objective")
+def each_policy_has_its_own_objective(yours):
+    """Axes before the last are prompts: what is returned for two policies is what is returned for each alone."""
+    policies, rest = torch.stack([REF, POLICY]), (REF, REWARD, 1.0)
+    alone = torch.stack([yours(policy, *rest) for policy in policies])
+    given = f"log_policy = log {shown(policies.exp())}, log_ref = log {shown(REF.exp())}, reward = [0, 1, 0], beta = 1"
+    yield equal(yours(policies, *rest), alone, given)
 
 
 @law("log_partition")
@@ -184,8 +193,10 @@ def the_reward_of_its_optimum_comes_back(yours):
 
 @law("implicit_reward")
 def of_an_impossible_completion_nothing_is_known(yours):
-    """A completion that both call impossible has reward 0, not NaN."""
+    """A completion that both call impossible has reward 0, not NaN; one that only one of them calls so has ±∞."""
     yield equal(yours(CERTAIN, CERTAIN, 1.0), numbers(0.0, 0.0))
+    yield equal(yours(CERTAIN, HALVES, 1.0), numbers(math.log(2), -math.inf))
+    yield equal(yours(HALVES, CERTAIN, 1.0), numbers(-math.log(2), math.inf))
 
 
 @law("count_completions")
@@ -209,3 +220,9 @@ def who_knows_nothing_has_log_y(yours):
     """H = log Y where all Y completions are equally likely."""
     for Y in (2, 4):
         yield equal(yours(logs(*[1 / Y] * Y)), tensor(math.log(Y), dtype=float64))
+
+
+@law("entropy")
+def each_policy_has_its_own_entropy(yours):
+    """Axes before the last are prompts: what is returned for two policies is what is returned for each alone."""
+    yield equal(yours(BOTH), torch.stack([yours(HALVES), yours(SKEWED)]), f"log_p = log {shown(BOTH.exp())}")

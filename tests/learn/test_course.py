@@ -113,6 +113,8 @@ def written(name, body):
     ("name", "body"),
     [
         ("expectation", "    return (log_p.exp() * f.where(log_p > -inf, 0)).sum(-1)"),
+        ("implicit_reward", "    return (beta * (log_policy - log_ref)).where(log_policy != log_ref, 0)"),
+        ("merge", "    return torch.addmm(W, B, A, alpha=scale)"),
         ("optimal_policy", "    z = log_ref + reward / beta\n    return z - z.logsumexp(-1, keepdim=True)"),
         ("bradley_terry", "    return 1 / (1 + (reward_rejected - reward_chosen).exp())"),
         ("wins", "    return (ours - theirs).sign().add(1).div(2)"),
@@ -142,6 +144,12 @@ def test_another_right_body_is_right(name, body):
         ("kl_divergence", "    return log_p.exp() * (log_p - log_q)", "shape", "of shape (2,)"),
         ("kl_divergence", "    return expectation(log_p, log_p - log_q).float()", "dtype", "a float32 tensor"),
         ("kl_divergence", "    return 2 * expectation(log_p, log_p - log_q)", LOG_2, "1.386"),
+        (
+            "wins",
+            "    return (ours >= theirs).float()",
+            "dtype",
+            "a float32 tensor of shape (1,): .float() gives float32",
+        ),
         ("log_partition", "    log_ref += reward / beta\n    return log_ref.logsumexp(-1)", "inputs", "afterwards"),
         ("margin", "    return policy_chosen_logps.detach() - 1", "it_is_exactly_zero_at_the_reference", "-2"),
         ("count_completions", "    return float(vocab_size)", "kind", "a float"),
