@@ -31,14 +31,14 @@ class LearnFlags:
 
     action: list[str] = flag([], "make (if none is given), check, hint or reveal", values="ACTION", positional=True)
     folder: Path = flag(Path("learning"), "where the exercises are, or are to be")
-    exercise: str | None = flag(None, "of hint and reveal: which one; default: the one that comes next")
+    exercise: str | None = flag(None, "which one; default: the one that comes next, and of check all in their order")
     all: bool = flag(False, "of check: fail also where an exercise is not written yet")
     seconds: float = flag(
         20.0, "of check: how long one exercise may take", between(0.1, 1e6, "a number from 0.1 to 10^6")
     )
 
 
-GROUPS = sections(LearnFlags, "action folder", ("hint and reveal", "exercise"), ("check", "all"))
+GROUPS = sections(LearnFlags, "action folder", ("check, hint and reveal", "exercise"), ("check", "all"))
 EXAMPLE = "python -m dpo_min.learn check --folder learning"
 
 
@@ -51,7 +51,7 @@ def make(flags):
     if written:
         print(f"written in {near(flags.folder)}: {', '.join(written)}")
     print(
-        f"\n{len(exercises())} functions have lost their bodies there. Write them from their equations, and then:\n\n"
+        f"\n{len(exercises())} functions there are yours to write, from their equations. Then:\n\n"
         f"    cd {near(flags.folder)}\n"
         "    make check     what is right so far, what is not, and why\n"
         "    make hint      help with the exercise that comes next\n"
@@ -64,10 +64,13 @@ def make(flags):
 
 def check(flags):
     """Run check.py, and say what it cannot: that an exercise did not end, or ended Python."""
+    with mistakes():
+        alone = chosen(flags).name if flags.exercise else ""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory() as place:
         trace = Path(place, "trace")
-        command = [sys.executable, "-m", "dpo_min.learn.check", flags.folder.absolute(), str(flags.seconds), trace]
+        command = [sys.executable, "-m", "dpo_min.learn.check", flags.folder.absolute()]
+        command += [str(flags.seconds), trace, alone]
         code = subprocess.run(command, env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}).returncode
         stack = trace.read_text(encoding="utf-8") if trace.exists() else ""
     at = next((exercise for exercise in exercises() if exercise.name == folder.progress(flags.folder)["at"]), None)
@@ -75,7 +78,8 @@ def check(flags):
         mine = rf'File "(?!{re.escape(str(ROOT / "dpo_min"))}/).*dpo_min/{re.escape(at.file)}", line (\d+)'
         line = "".join(re.findall(mine, stack)[:1])
         place = f"{near(folder.path_of(flags.folder, at))}{line and ':'}{line}"
-        late = f"has not ended after {flags.seconds:g} seconds: is there a loop without end? (--seconds N waits longer)"
+        late = f"has not ended after {flags.seconds:g} seconds: is there a loop without end?"
+        late += f" (make check SECONDS={3 * flags.seconds:g} waits longer)"
         print(f"{place}: {at.name} {late if stack else f'has ended Python itself, by signal {-code}'}")
         return 1
     if code == 3 and flags.all:
@@ -135,6 +139,7 @@ def reveal(flags):
             print(f"\n{near(path)} keeps what you wrote: replace it yourself.")
         else:
             folder.write(path, cut.fill(text, exercise.name, bodies))
+            folder.remember(flags.folder, at=None)  # what comes next is the first that is not written
             print(f"\nwritten into {near(path)}; make check goes on from there")
     return 0
 

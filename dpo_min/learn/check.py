@@ -1,10 +1,10 @@
 """The check itself: a program of its own, so that a learner's loop without end can be stopped, wherever it loops.
 
-    python -m dpo_min.learn.check FOLDER SECONDS TRACE
+    python -m dpo_min.learn.check FOLDER SECONDS TRACE [EXERCISE]
 
-goes through the exercises, prints what it finds, and ends with 0 where all are right, 3 where all that are written are
-right, and 1 where a law fails. An exercise that takes longer than SECONDS is ended by Python's own watchdog, which
-leaves in the file TRACE where it was; __main__.py makes a sentence of it.
+goes through the exercises, or tries one alone, prints what it finds, and ends with 0 where all are right, 3 where all
+that are written are right, and 1 where a law fails. An exercise that takes longer than SECONDS is ended by Python's own
+watchdog, which leaves in the file TRACE where it was; __main__.py makes a sentence of it.
 """
 
 import faulthandler
@@ -41,7 +41,8 @@ def report(exercise, finding, path, text):
         ("yours", finding.got),
         ("law says", finding.says),
     )
-    lines = [f"{near(path)}:{at}: {exercise.name}" if at else f"{near(path)}: {exercise.name}", ""]
+    unread = finding.line and not place  # and so nobody knows which function it is in
+    lines = [":".join(filter(None, [near(path), str(at or ""), "" if unread else f" {exercise.name}"])), ""]
     lines += [f"    {name:10}{words}" for name, words in rows if words]
     lines += ["", f"    {finding.why}"] if finding.why else []
     if equation:
@@ -53,26 +54,29 @@ def report(exercise, finding, path, text):
     return "\n".join(lines)
 
 
-def come_next(exercise, path, text, right, total):
+def come_next(exercise, path, text):
     """What is to be written next."""
     line, equation = cut.equation(text, exercise.name)
     begun = " (one of its two bodies is still missing)" if cut.is_begun(text, exercise.name) else ""
     place = f"{near(path)}:{cut.place(text, exercise.name)}{begun}"
     return (
-        f"{right} of {total}; next: {exercise.name}\n\n    {'write':10}{place}\n"
+        f"{exercise.name}\n\n    {'write':10}{place}\n"
         f"    {'equation':10}{equation}\n    {'':10}{source_of(exercise, path, line)}"
     )
 
 
-def check(where, seconds, trace):
-    """Go through the exercises; returns the exit code."""
+def check(where, seconds, trace, alone=""):
+    """Go through the exercises, or try the one of a name alone; returns the exit code."""
     course = exercises()
     for right, exercise in enumerate(course):
+        if alone not in ("", exercise.name):
+            continue
+        so_far = ("" if alone else f"{right} of {len(course)}; ") + "next: "
         with mistakes():
             path, text = folder.path_of(where, exercise), folder.text_of(where, exercise)
-            folder.remember(where, at=exercise.name, right=right)
+            folder.remember(where, at=exercise.name)
         if not folder.is_written(where, exercise):
-            print(come_next(exercise, path, text, right, len(course)))
+            print(so_far + come_next(exercise, path, text))
             return UNFINISHED
         sys.stdout.flush()
         if "breakpoint(" not in text:  # whoever looks into it takes their time
@@ -83,17 +87,18 @@ def check(where, seconds, trace):
             faulthandler.cancel_dump_traceback_later()
         if finding:
             print(report(exercise, finding, path, text))
-            print(f"\n{right} of {len(course)}; next: {exercise.name} (make hint helps)")
+            print(f"\n{so_far}{exercise.name} (make hint helps)")
             return WRONG
-    folder.remember(where, at=None, right=len(course))
-    print(f"{len(course)} of {len(course)}: all are right. `make train` trains the demo with them.")
+    folder.remember(where, at=None)
+    all_right = f"{len(course)} of {len(course)}: all are right. `make train` trains the demo with them."
+    print(f"{alone} is right." if alone else all_right)
     return RIGHT
 
 
-def main(where, seconds, trace):
+def main(where, seconds, trace, alone=""):
     """The program."""
     with open(trace, "w", encoding="utf-8") as file:
-        return check(Path(where), float(seconds), file)
+        return check(Path(where), float(seconds), file, alone)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ PROJECT := {project}
 PY := {python}
 RUN := {run}
 EXERCISE ?=
+SECONDS ?= 20
 LEARN = PYTHONSAFEPATH=1 PYTHONPATH="$(PROJECT)" "$(PY)" -m dpo_min.learn
 MINE = --folder . $(if $(EXERCISE),--exercise '$(EXERCISE)')
 
@@ -37,8 +38,8 @@ MINE = --folder . $(if $(EXERCISE),--exercise '$(EXERCISE)')
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \\1\\t\\2/' | expand -t 18
 
-check: ## Try the laws on what you wrote, in the reading order, up to the first that fails
-	@$(LEARN) check $(MINE)
+check: ## Try the laws on what you wrote, in the reading order, up to the first that fails; or EXERCISE=margin
+	@$(LEARN) check $(MINE) --seconds '$(SECONDS)'
 
 hint: ## Help with the exercise that comes next, three times, ever more; or make hint EXERCISE=margin
 	@$(LEARN) hint $(MINE)
@@ -47,7 +48,7 @@ reveal: ## Show its body, and write it where nothing of yours stands; or make re
 	@$(LEARN) reveal $(MINE)
 
 train: ## Train the demo with your functions, once all are right; make train STEPS=50 PAIRS=2000 is shorter
-	@$(LEARN) check $(MINE) --all
+	@$(LEARN) check --folder . --all
 	@PYTHONSAFEPATH=1 PYTHONPATH="$(CURDIR):$(abspath $(PROJECT))" \\
 		$(MAKE) --no-print-directory -C "$(PROJECT)" train RUN="$(RUN)" PY="$(abspath $(PY))"
 """

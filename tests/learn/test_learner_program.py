@@ -46,6 +46,8 @@ def test_a_loop_without_end_is_stopped_and_named_with_its_line(mine):
         "    return max(repeat(1))"
     ) + 1
     assert shown.startswith(f"dpo_min/objective.py:{line}: expectation has not ended after 2 seconds"), shown
+    recipe = subprocess.run(["make", "-n", "check", "SECONDS=6"], cwd=mine, capture_output=True, text=True).stdout
+    assert "make check SECONDS=6 waits longer" in shown and "--seconds '6'" in recipe
 
 
 def test_training_in_the_folder_runs_the_learners_functions(mine):
@@ -108,6 +110,22 @@ def test_progress_is_counted_up_to_the_first_that_fails_or_is_missing(mine, tmp_
         assert folder.progress(mine)["at"] is None
 
 
+def test_one_exercise_is_tried_alone(mine, tmp_path, capsys):
+    """Kills: a check of one that stops at what is missing before it, or that says that all are right."""
+    with open(tmp_path / "trace", "w", encoding="utf-8") as trace:
+        assert check.check(mine, 60, trace, "margin") == check.UNFINISHED
+        write(mine, "margin", "    return policy_chosen_logps\n")
+        assert check.check(mine, 60, trace, "margin") == check.WRONG
+        write(mine, "margin", "    return log_ratios(*[policy_chosen_logps] * 4)[0]\n")
+        assert check.check(mine, 60, trace, "margin") == check.WRONG
+    shown = capsys.readouterr().out
+    assert shown.startswith("next: margin\n") and shown.endswith("\nnext: margin (make hint helps)\n")
+    assert "of 25" not in shown
+    write(mine, "log_ratios")
+    write(mine, "margin")
+    assert learn(mine, "check", "--exercise", "margin") == "margin is right.\n"
+
+
 def said(capsys, monkeypatch, mine, *words):
     """What the program prints."""
     monkeypatch.setattr(sys, "argv", ["learn", *words, "--folder", str(mine)])
@@ -120,6 +138,7 @@ def test_three_hints_lead_to_the_line_and_reveal_writes_it(mine, capsys, monkeyp
     assert [re.findall(r"expectation, hint (\d) of 3", hint) for hint in hints] == [["1"], ["2"], ["3"], ["3"]]
     assert COURSE["expectation"].lines[0] in hints[2] and hints[2] == hints[3]
     assert len(set(hints)) == 3
+    folder.remember(mine, at="expectation")  # as a check does
     shown = said(capsys, monkeypatch, mine, "reveal")
     assert "p = log_p.exp()" in shown and "written into" in shown
     assert folder.is_written(mine, COURSE["expectation"])
@@ -143,6 +162,7 @@ def test_reveal_and_make_leave_what_the_learner_wrote(mine, capsys, monkeypatch)
     [
         (["chekc"], "ACTION: expected one of make, check, hint, reveal, got chekc"),
         (["hint", "--exercise", "margn"], "no exercise is called margn; did you mean margin?"),
+        (["check", "--exercise", "margn"], "no exercise is called margn; did you mean margin?"),
         (["check", "--seconds", "-1"], "expected a number from 0.1 to 10^6"),
     ],
 )
