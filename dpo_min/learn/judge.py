@@ -72,8 +72,10 @@ def note(got, want):
     """What a result that is not of the sort that is wanted often comes from."""
     if got is None:
         return ": is there a `return`?"
+    if isinstance(got, float) and isinstance(want, int):
+        return ": / gives a float, and // a whole number"
     if isinstance(got, float):
-        return ": what `math` has takes a number and gives one; a tensor has .log(), .exp()"
+        return ": `math` and `if` give one number; a tensor has .log() and .exp(), and there is torch.where"
     tensors = isinstance(got, torch.Tensor) and isinstance(want, torch.Tensor)
     if tensors and got.dtype == torch.float32 != want.dtype and want.is_floating_point():
         return ": .float() gives float32, and so does a number times True or False; .to(x.dtype) gives what x has"
@@ -210,7 +212,7 @@ def failure(exercise, text, file, error, given):
     if isinstance(error.__cause__, RecursionError):
         error = error.__cause__
     words = f"{type(error).__name__}: {error}"
-    if isinstance(error, NotImplementedError):
+    if isinstance(error, NotImplementedError) and f'"{error}"' in cut.HOLE:  # and not what PyTorch has not implemented
         words = f"the line `{cut.HOLE}` still stands there"
     node = cut.find(text, exercise.name) if mine else None
     inside = [number for number in mine if node.lineno <= number <= node.end_lineno]

@@ -78,6 +78,14 @@ def a_pair_that_is_right_by_one_costs_nothing(yours):
         yield equal(yours.value(numbers(0.0, -2 / beta), beta), numbers(1.0, 3.0))
 
 
+@law('"cdpo"', '"robust"')
+def the_loss_is_finite_at_any_margin(yours):
+    """The loss is finite at h = ±1000, where s is 1 or 0 as a float, but its logarithm and that of 1 − s are not −∞."""
+    for h in (1000.0, -1000.0):
+        out = yours.value(numbers(h), 1.0)
+        yield holds(torch.isfinite(out), out, "a finite number")
+
+
 @law(*ROWS)
 def the_value_is_that_of_the_formula(yours):
     """ℓ(h) is what the formula above the row gives."""

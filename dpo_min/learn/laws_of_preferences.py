@@ -47,6 +47,13 @@ def adding_to_both_rewards_changes_nothing(yours):
             yield equal(yours(w + shift, r + shift), sigmoid(w - r))
 
 
+@law("bradley_terry")
+def a_large_difference_leaves_no_doubt(yours):
+    """At a difference of 1000 it is certain who wins: P is 1, and not ∞/∞."""
+    for w, r, want in ((1000.0, 0.0, 1.0), (0.0, 1000.0, 0.0)):
+        yield equal(yours(numbers(w), numbers(r)), numbers(want))
+
+
 @law("log_bradley_terry")
 def it_is_the_logarithm_of_a_probability(yours):
     """Log P ≤ 0, and log P = log ½ = −0.693 where the two rewards are equal."""

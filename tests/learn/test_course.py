@@ -152,9 +152,9 @@ def test_another_right_body_is_right(name, body):
         ),
         ("log_partition", "    log_ref += reward / beta\n    return log_ref.logsumexp(-1)", "inputs", "afterwards"),
         ("margin", "    return policy_chosen_logps.detach() - 1", "it_is_exactly_zero_at_the_reference", "-2"),
-        ("count_completions", "    return float(vocab_size)", "kind", "a float"),
+        ("count_completions", "    return vocab_size / 1", "kind", "a float: / gives a float, and // a whole number"),
         ('"sigmoid"', ["(h * beta).tanh()", "h"], "the_loss_starts_at_log_two", "[0]"),
-        ('"sigmoid"', ["-log(sigmoid(beta * h))", "h"], "kind", "a float: what `math` has takes a number"),
+        ('"sigmoid"', ["-log(sigmoid(beta * h))", "h"], "kind", "a float: `math` and `if` give one number"),
         ('"sigmoid"', ["-sigmoid(-beta * h)", "h"], "the_loss_starts_at_log_two", "-0.5"),
         (
             "margin",  # the numbers are right, and so are those of the order that rounds, up to rounding
@@ -218,6 +218,7 @@ def test_of_two_mistakes_at_once_the_one_that_fails_first_is_told(name, body, wo
             "kl_divergence(log_p, log_q)",
         ),
         ("    raise SystemExit(3)", "SystemExit: 3", "raise SystemExit"),
+        ("    return (log_p - log_q) ^ 2", 'NotImplementedError: "bitwise_xor_cpu" not implemented', "^ 2"),
         (f"    x = log_p\n    {cut.HOLE}", f"the line `{cut.HOLE}` still stands there", cut.HOLE),
     ],
 )
