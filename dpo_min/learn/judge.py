@@ -78,7 +78,7 @@ def note(got, want):
         return ": `math` and `if` give one number; a tensor has .log() and .exp(), and there is torch.where"
     tensors = isinstance(got, torch.Tensor) and isinstance(want, torch.Tensor)
     if tensors and got.dtype == torch.float32 != want.dtype and want.is_floating_point():
-        return ": .float() gives float32, and so does a number times True or False; .to(x.dtype) gives what x has"
+        return ": .float(), torch.tensor and a number times True or False give float32; .to(x.dtype) gives what x has"
     return ""
 
 

@@ -80,7 +80,7 @@ def a_pair_that_is_right_by_one_costs_nothing(yours):
 
 @law('"cdpo"', '"robust"')
 def the_loss_is_finite_at_any_margin(yours):
-    """The loss is finite at h = ±1000, where s is 1 or 0 as a float, but its logarithm and that of 1 − s are not −∞."""
+    """The loss is finite at h = ±1000: there s or 1 − s is 0 as a float, but its logarithm is −1000 and not −∞."""
     for h in (1000.0, -1000.0):
         out = yours.value(numbers(h), 1.0)
         yield holds(torch.isfinite(out), out, "a finite number")

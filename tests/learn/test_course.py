@@ -148,7 +148,7 @@ def test_another_right_body_is_right(name, body):
             "wins",
             "    return (ours >= theirs).float()",
             "dtype",
-            "a float32 tensor of shape (1,): .float() gives float32",
+            "a float32 tensor of shape (1,): .float()",
         ),
         ("log_partition", "    log_ref += reward / beta\n    return log_ref.logsumexp(-1)", "inputs", "afterwards"),
         ("margin", "    return policy_chosen_logps.detach() - 1", "it_is_exactly_zero_at_the_reference", "-2"),
