@@ -38,7 +38,7 @@ def gradient_weight(h, beta):
 def dpo_gradient(h, beta):
     """(d_chosen, d_rejected), each (B,): the sigmoid loss's derivatives, pair by pair, by log π(y_w) and log π(y_l).
 
-    For the mean over B pairs divide both by B. Arguments and errors as for `gradient_weight`.
+    The derivatives of the mean over B pairs are 1/B of these. Arguments and errors as for `gradient_weight`.
     """
     slope = -beta * gradient_weight(h, beta)  # (B,)
     return slope, -slope

@@ -22,5 +22,5 @@ def preference_metrics(policy_logps, reference_logps, beta):
 
 
 def wins(ours, theirs):
-    """1 where ours is higher, 0 where theirs is, one half for a tie; elementwise."""
+    """1 where ours is higher, 0 where theirs is, one half for a tie; elementwise, in the dtype of `ours`."""
     return ((ours > theirs).to(ours.dtype) + (ours >= theirs).to(ours.dtype)) / 2

@@ -57,11 +57,11 @@ class Exercise:
 
     @property
     def formula(self):
-        """ℓ of a row, as the table of docs/derivation.md writes it; nothing of a function, which says it itself."""
+        """ℓ of a row, from the table of docs/derivation.md, which calls x u; nothing of a function, which says it."""
         if not self.name.startswith('"'):
             return ""
         (formula,) = re.findall(rf"^\| \[`{self.name}`\][^|]*\| ([^|]*) \|", page(), re.MULTILINE)
-        return formula
+        return formula.replace("u", "x")
 
 
 def page():
@@ -93,6 +93,6 @@ def hollow(file):
         if exercise.formula:
             lines, number = text.split("\n"), cut.place(text, exercise.name) - 1
             indent = " " * (len(lines[number]) - len(lines[number].lstrip()))
-            lines.insert(number, f"{indent}# ℓ(h) = {exercise.formula}, and below it ℓ′(h); u = βh, s = σ(u), e = ε")
+            lines.insert(number, f"{indent}# ℓ(h) = {exercise.formula}, and below it ℓ′(h); x = βh, s = σ(x), e = ε")
             text = "\n".join(lines)
     return text
