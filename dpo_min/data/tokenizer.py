@@ -91,10 +91,6 @@ class Tokenizer:
         piece = piece.translate(None, self.lacking)
         return self.encoding._encode_single_piece(piece) if piece else []
 
-    def encode_batch(self, texts):
-        """`encode` for each text; tiktoken's threads cost more than they save on texts as short as these."""
-        return [self.encode(text) for text in texts]
-
     def fingerprint(self):
         """SHA-256 of what decides the ids: two tokenizers have the same one if they agree on every text."""
         content = sorted(self.ranks.items()), self.end_of_text, self.pattern

@@ -241,7 +241,7 @@ def test_an_interrupted_build_leaves_no_cache(tmp_path, monkeypatch, fail_at, er
 def test_a_bad_row_is_named_before_any_row_is_tokenized(tmp_path, monkeypatch):
     """Kills: minutes of tokenizing before the last of a million rows turns out to be bad."""
     path = write(tmp_path / "a.jsonl", [row.encode() for row in rows(50)] + [b"{"])
-    monkeypatch.setattr(Tokenizer, "encode_batch", lambda tokenizer, texts: [1 / 0 for _ in texts])
+    monkeypatch.setattr(Tokenizer, "encode", lambda tokenizer, text: 1 / 0)
     with pytest.raises(ValueError, match=r"a\.jsonl:51: not JSON.*\(1 of 51 rows"):
         prepare([path], tmp_path / "cache")
 

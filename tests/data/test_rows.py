@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dpo_min.data.forms import Columns
 from dpo_min.data.messages import ASSISTANT, BadRow
-from dpo_min.data.rows import Preference, load_preferences, parse_line, parse_row, split_preferences
+from dpo_min.data.rows import Preference, load_preferences, parse_line, split_preferences
 from dpo_min.data.templates import TEMPLATES
 from dpo_min.data.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -124,12 +124,12 @@ def test_a_malformed_row_is_named_by_file_line_and_reason_or_skipped(tmp_path, r
 def test_any_json_is_a_preference_or_a_bad_row_with_one_line_for_a_reason(row):
     """Kills: a role looked up before it is known to be text, and any other crash on a type nobody expected."""
     try:
-        prompt, chosen, rejected = parse_row(json.loads(json.dumps(row)))
+        found = parse_line(json.dumps(row).encode())
     except BadRow as reason:
         assert len(str(reason).splitlines()) == 1  # noqa: PT017
     else:
-        assert isinstance(prompt, str)
-        assert len({chosen, rejected, ""}) == 3
+        assert isinstance(found.prompt, str | tuple)
+        assert len({found.chosen, found.rejected, "", ()}) == 4
 
 
 # Files

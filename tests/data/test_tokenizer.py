@@ -86,12 +86,6 @@ def test_text_comes_back_from_its_ids_and_no_text_is_the_control_token(tokenizer
     assert all(0 <= i < tokenizer.vocab_size for i in [*ids, tokenizer.end_of_text])
 
 
-@given(texts=st.lists(TEXT, max_size=5))
-def test_a_batch_is_encoded_text_by_text(tokenizer, texts):
-    """Kills: a batch that is joined, sorted or stripped of empty texts."""
-    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
-
-
 @given(text=TEXT, data=st.data())
 def test_decoding_drops_control_tokens_and_replaces_what_is_not_utf8(tokenizer, text, data):
     """Kills: the control token spelt out, and an exception where a completion was cut inside a character."""

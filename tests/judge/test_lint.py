@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dpo_min.data.messages import BadRow
-from dpo_min.data.rows import load_preferences, parse_row
+from dpo_min.data.rows import load_preferences, parse_line
 from dpo_min.data.templates import PLAIN, TEMPLATES
 from dpo_min.data.tokenizer import Tokenizer, load_tokenizer
 from dpo_min.data.tokenizing import encode_pair, tokenize
@@ -103,7 +103,8 @@ def test_what_rows_share_is_what_a_search_through_all_pairs_finds(tmp_path_facto
     def usable(rows):
         for row in rows:
             with suppress(BadRow):
-                yield parse_row(row)
+                found = parse_line(json.dumps(row).encode())
+                yield found.prompt, found.chosen, found.rejected
 
     ours, theirs = list(usable(ours)), list(usable(theirs))
     unordered = [(p, frozenset((c, r))) for p, c, r in ours]
