@@ -11,6 +11,8 @@ import shutil
 import sys
 import unicodedata
 from itertools import zip_longest
+from pathlib import Path
+from string import Template
 
 from dpo_min.system.streams import control, has_colours
 from dpo_min.system.text import visible
@@ -125,11 +127,7 @@ def wrap(text, width):
 
 # The page
 
-STYLE = """body { font: 16px/1.7 Georgia, serif; color: #000; background: #fff }
-body { max-width: 46em; margin: 2em auto; padding: 0 1em }
-h2, h3 { font: bold 16px/1.5 sans-serif } h2 { border-top: 1px solid #999; padding-top: 1em }
-.text, h2 { white-space: pre-wrap; overflow-wrap: anywhere } h3 { margin-bottom: 0 } .text { margin-top: .2em }
-.less { text-decoration: underline dotted } span:hover { outline: 1px solid #000 }"""
+PAGE = Path(__file__).with_name("credit.html")
 
 
 def page(title, groups, beta):
@@ -148,20 +146,8 @@ def page(title, groups, beta):
                 sections.append(f"<p>{escape(verdict(*pair, beta))}</p>")
     steps = "".join(mark(f" {signed(x * scale)} ", x * scale, scale) for x in (-1, -0.5, 0, 0.5, 1))
     body = "\n".join(sections)
-    return f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-<h1>{escape(title)}</h1>
-<p>The reward of each token, β (log π − log π_ref) with β = {beta:g}: blue where the trained model made it likelier
-than its reference, orange and underlined where less likely. Rest the pointer on a token to read its number.</p>
-<p class=text>{steps}</p>
-{body}
-</html>
-"""
+    parts = {"title": escape(title), "beta": f"{beta:g}", "steps": steps, "body": body}
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(parts)
 
 
 def mark(text, reward, scale, tokens=1):
