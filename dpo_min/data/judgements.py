@@ -6,7 +6,6 @@
 They are kept in memory, and no cache is made of them.
 """
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from dpo_min.data.forms import Columns, read_row
 from dpo_min.data.hashed_files import Reading
 from dpo_min.data.lines import read_rows
 from dpo_min.data.messages import BadRow, is_dialogue
-from dpo_min.data.rows import ERRORS_SHOWN, Preference, check_rows, split_digest, without_doubles
+from dpo_min.data.rows import ERRORS_SHOWN, Preference, check_rows, decoded, reasons, split_digest
 from dpo_min.data.templates import PLAIN, TEMPLATES
 from dpo_min.data.tokenizing import encode_pair, truncate
 
@@ -116,9 +115,10 @@ def read_files(paths, flags, tokenizer, template, counts):
         for number, line, _ in read_rows(path, reading.open):
             source = f"{path}:{number}"
             try:
-                pairs, label = split_row(decoded(line), flags.rows)
-                sides = (template.sides(*read_row(pair, columns)[:3]) for pair in pairs)
-                preferences = [Preference(*side, source) for side in sides]
+                with reasons(line):
+                    pairs, label = split_row(decoded(line), flags.rows)
+                    sides = (template.sides(*read_row(pair, columns)[:3]) for pair in pairs)
+                    preferences = [Preference(*side, source) for side in sides]
             except BadRow as reason:
                 bad.append(f"{source}: {reason}")
                 continue
@@ -160,13 +160,3 @@ def read_judgements(flags, tokenizer, template=PLAIN):
     if template.bare and not counts["plain"]:
         tokenizer.chat_template = write(TEMPLATES["hh"])
     return train, held_out, Rows([row for row in sft if row.label is not False] or train, sft.sha256)
-
-
-def decoded(line):
-    """The row in a line of bytes; BadRow where it is no JSON."""
-    try:
-        return json.loads(line.decode("utf-8-sig"), object_pairs_hook=without_doubles)
-    except BadRow:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise BadRow(f"not JSON: {str(error)[:100]}") from error

@@ -5,7 +5,8 @@ This file does not import PyTorch: a bad row is named before PyTorch has been lo
 
 import hashlib
 import json
-import math
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from dpo_min.data.forms import NAMES, read_row
@@ -41,13 +42,18 @@ def parse_line(line, source="", columns=NAMES, template=PLAIN):
     Raises:
         BadRow: with the reason.
     """
+    with reasons(line):
+        row = decoded(line)
+        *sides, form, unread = read_row(row, columns)
+        offset = float(row["offset"]) if is_number(row.get("offset")) else 0.0
+        return Preference(*template.sides(*sides), source, offset, row.get("tie") is True, form, unread)
+
+
+@contextmanager
+def reasons(line):
+    """What is wrong with a line of JSON that is read meanwhile becomes a BadRow."""
     try:
-        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=without_doubles)
-        prompt, chosen, rejected, form, unread = read_row(row, columns)
-        offset = number(row.get("offset"))
-        return Preference(
-            *template.sides(prompt, chosen, rejected), source, offset, row.get("tie") is True, form, unread
-        )
+        yield
     except BadRow:
         raise
     except UnicodeDecodeError as error:
@@ -61,9 +67,14 @@ def parse_line(line, source="", columns=NAMES, template=PLAIN):
         raise BadRow(str(error)) from error
 
 
-def number(value):
-    """A finite number as it is, and 0 for anything else."""
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else 0.0
+def is_number(value):
+    """Whether a decoded value is a finite number that a float can hold."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # an integer may be larger
+
+
+def decoded(line):
+    """The value in a line of JSON, as bytes."""
+    return json.loads(line.decode("utf-8-sig"), object_pairs_hook=without_doubles)
 
 
 def without_doubles(pairs):

@@ -9,14 +9,13 @@ made of them.
 """
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
 from dpo_min.data.forms import check_text, read_prompt
 from dpo_min.data.lines import read_rows
 from dpo_min.data.messages import BadRow
-from dpo_min.data.rows import without_doubles
+from dpo_min.data.rows import decoded, is_number, reasons
 
 COLUMNS = {"prompt", "answers", "logps", "model"}
 
@@ -70,7 +69,7 @@ def read_candidates(path):
         try:
             candidates = parse_candidates(line)
         except BadRow as error:
-            if not line.endswith(b"\n") and "not JSON" in str(error):
+            if not line.endswith(b"\n") and str(error).startswith(("not JSON", "not UTF-8")):
                 continue
             raise ValueError(f"{path}:{number}: {error}") from error
         found.setdefault(json.dumps([candidates.key, candidates.answers]), candidates)
@@ -79,12 +78,8 @@ def read_candidates(path):
 
 def parse_candidates(line):
     """The `Candidates` in a line of bytes; BadRow with the reason where there are none."""
-    try:
-        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=without_doubles)
-    except BadRow:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise BadRow(f"not JSON: {str(error)[:100]}") from error
+    with reasons(line):
+        row = decoded(line)
     if not isinstance(row, dict) or not {"prompt", "answers"} <= row.keys() <= COLUMNS:
         raise BadRow("expected an object with prompt and answers, and with logps and model if they are known")
     if isinstance(row["prompt"], dict):
@@ -102,8 +97,3 @@ def parse_candidates(line):
     if models != [None] * size and not (len(models) == size and all(isinstance(model, str) for model in models)):
         raise BadRow("model must be a text, or one for each answer")
     return candidates
-
-
-def is_number(value):
-    """Whether a decoded value is a finite number."""
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # an integer may be larger
