@@ -19,37 +19,24 @@ from dpo_min.system.files import make_directory, read_json, write_atomically
 SETTLED = 2  # seconds after which a change of a file is sure to change its time stamp
 
 
-class Hashed(io.RawIOBase):
+class Hashed(io.FileIO):
     """A file that is read once, from its beginning to its end, and hashed on the way."""
 
     def __init__(self, path):
-        self.file, self.sha256, self.size = open(path, "rb", buffering=0), hashlib.sha256(), 0  # noqa: SIM115
+        super().__init__(path)
+        self.sha256 = hashlib.sha256()
 
     def readinto(self, buffer):
         """As of every file."""
-        size = self.file.readinto(buffer)
+        size = super().readinto(buffer)
         self.sha256.update(memoryview(buffer)[:size])
-        self.size += size
         return size
 
-    def readable(self):
-        """Yes."""
-        return True
-
-    def seekable(self):
-        """Whether it can say how far it has been read."""
-        return self.file.seekable()
+    read, readall = io.RawIOBase.read, io.RawIOBase.readall  # which use it
 
     def seek(self, offset, whence=0):
-        """Where reading is, and no way to move it."""
-        if (offset, whence) != (0, os.SEEK_CUR):
-            raise io.UnsupportedOperation("a file that is hashed is read in one go")
-        return self.size
-
-    def close(self):
-        """As of every file."""
-        self.file.close()
-        super().close()
+        """No way to move where reading is."""
+        raise io.UnsupportedOperation("a file that is hashed is read in one go")
 
 
 class Reading:
