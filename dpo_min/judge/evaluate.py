@@ -28,7 +28,7 @@ from dpo_min.judge.scorers import load_scorer
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.model.config_json import load_config
 from dpo_min.system.flags import COUNT, POSITIVE, SEED, SIZE, flag, parse, sections
-from dpo_min.system.program import guard, stop
+from dpo_min.system.program import guard, mistakes, stop
 from dpo_min.system.signals import interrupt, on_signals, quit_at_once
 from dpo_min.system.streams import steady
 
@@ -85,7 +85,7 @@ EXAMPLE = "python -m dpo_min.judge.evaluate --model MODEL --reference REFERENCE 
 
 def prepare(argv):
     """(flags, settings of the run, tokenizer, pairs, rows that there are, scorer); a mistake ends the program."""
-    try:
+    with mistakes():
         about = "Is the model better than its reference? Every figure with its interval."
         flags, _ = parse(EvaluateFlags, argv, about, GROUPS, EXAMPLE)
         settings = run_settings(flags.model)
@@ -113,10 +113,6 @@ def prepare(argv):
             cost = weights * sum(len(pair.prompt_ids) + flags.max_new_tokens for pair in pairs) / len(pairs)
             flags.samples = max(2, min(MOST_SAMPLES, int(WORK / 3 / cost)))
         return flags, settings | {"positions": positions}, tokenizer, pairs, len(preferences), scorer
-    except ValueError as error:
-        stop(error)
-    except KeyboardInterrupt:
-        stop("stopped before anything was scored", code=130)
 
 
 def choose(preferences, tokenizer, limits, seed, max_pairs, tokens, template=PLAIN):

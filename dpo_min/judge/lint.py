@@ -165,12 +165,8 @@ def main(argv):
         with Progress("read", stream=sys.stderr) as progress:
             show = lambda rows, path: progress.at(rows, f"{rows:,} rows, in {path}")  # noqa: E731
             report = check_files(flags, tokenizer, template, show)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         stop(error)
-    except OSError as error:
-        stop(f"the check stopped: {error}", code=2)
-    except KeyboardInterrupt:
-        stop("stopped before the end of the data", code=130)
     shown = as_text(report, flags, filter(None, [describe(template, tokenizer)]))
     print(streams.as_json(as_json(report), indent=2) if flags.json else shown)
     if flags.png:

@@ -13,7 +13,7 @@ from dpo_min.run.resume import check_flags
 from dpo_min.run.train_flags import TrainFlags, read_flags
 from dpo_min.system.flags import refuse
 from dpo_min.system.launcher import print_once
-from dpo_min.system.program import reason, stop
+from dpo_min.system.program import mistakes
 
 
 class Job(NamedTuple):
@@ -29,7 +29,7 @@ class Job(NamedTuple):
 def prepare(argv):
     """The `Job` of a command line; a mistake in flags or rows ends the program with one line and exit code 2."""
     print_once()
-    try:
+    with mistakes():
         flags, given = read_flags(argv, "Train a language model on preferences, by DPO.")
         tokenizer = resolve_lengths(flags)
         template = use_template(tokenizer, flags.template, flags.system)
@@ -50,12 +50,6 @@ def prepare(argv):
         if not flags.init and flags.loss_type != "sft":
             flags.sft_steps = flags.sft_steps or count_steps(flags, job.pairs)[0]
         return job
-    except ValueError as error:
-        stop(error)
-    except OSError as error:
-        stop(f"preparing the data: {reason(error)}", code=1)
-    except KeyboardInterrupt:
-        stop("stopped before anything was trained", code=130)
 
 
 def begin(argv):

@@ -33,7 +33,7 @@ from dpo_min.system.flags import (
     refuse,
     sections,
 )
-from dpo_min.system.program import stop
+from dpo_min.system.program import mistakes
 
 
 @dataclass
@@ -92,7 +92,7 @@ def prepare(argv):
 
     A prompt is a text or the messages of a dialogue.
     """
-    try:
+    with mistakes():
         flags, given = parse(SampleFlags, argv, "Ask a model: a prompt in, text out.", GROUPS, EXAMPLE)
         check_sampling(flags, given)
         check_credit(flags, given)
@@ -112,10 +112,6 @@ def prepare(argv):
         if about := describe(template, tokenizer):
             print(about, file=sys.stderr)
         return flags, prompts, reading
-    except ValueError as error:
-        stop(error)
-    except KeyboardInterrupt:
-        stop("stopped before anything was asked", code=130)
 
 
 def check_sampling(flags, given):
