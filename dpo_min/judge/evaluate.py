@@ -27,7 +27,8 @@ from dpo_min.data.tokenizing import tokenize
 from dpo_min.judge.scorers import load_scorer
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.model.config_json import load_config
-from dpo_min.system.flags import COUNT, POSITIVE, SEED, SIZE, flag, parse, sections
+from dpo_min.system.flags import flag, parse, sections
+from dpo_min.system.kinds import COUNT, POSITIVE, SEED, SIZE
 from dpo_min.system.program import guard, mistakes, stop
 from dpo_min.system.signals import interrupt, on_signals, quit_at_once
 from dpo_min.system.streams import steady

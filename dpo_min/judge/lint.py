@@ -27,7 +27,8 @@ from dpo_min.data.tokenizing import encode_pair, truncate
 from dpo_min.judge.lint_between import Spill, compare, key_of
 from dpo_min.judge.lint_findings import FINDINGS, Report, add_bad, check_row
 from dpo_min.system import streams
-from dpo_min.system.flags import COUNT, LENGTH, flag, parse, sections
+from dpo_min.system.flags import flag, parse, sections
+from dpo_min.system.kinds import COUNT, LENGTH
 from dpo_min.system.program import run, stop
 from dpo_min.system.progress import Progress
 from dpo_min.system.text import one_line

@@ -7,7 +7,7 @@ import hashlib
 import json
 
 from dpo_min.system.files import open_regular, read_json
-from dpo_min.system.flags import COUNT, LENGTH, POSITIVE
+from dpo_min.system.kinds import COUNT, LENGTH, POSITIVE
 from dpo_min.system.text import one_line
 
 TAKEN = {"beta": 0.1, "reduce": "sum", "max_length": None, "max_prompt_length": None, "sft_steps": None}  # by default

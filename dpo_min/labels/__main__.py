@@ -21,7 +21,8 @@ from dpo_min.labels.desk import Desk
 from dpo_min.labels.scored import Scorer, label_all
 from dpo_min.labels.server import Server
 from dpo_min.labels.verdicts import COMPARISONS
-from dpo_min.system.flags import NATURAL, between, flag, is_text, parse, refuse, sections
+from dpo_min.system.flags import flag, is_text, parse, refuse, sections
+from dpo_min.system.kinds import NATURAL, between
 from dpo_min.system.program import mistakes, run, stop
 from dpo_min.system.signals import interrupt, on_signals
 

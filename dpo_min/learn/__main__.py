@@ -21,7 +21,8 @@ from pathlib import Path
 from dpo_min.learn import cut, folder
 from dpo_min.learn.course import PAGE, ROOT, exercises
 from dpo_min.learn.folder import near
-from dpo_min.system.flags import between, flag, parse, sections
+from dpo_min.system.flags import flag, parse, sections
+from dpo_min.system.kinds import between
 from dpo_min.system.program import mistakes, run
 
 

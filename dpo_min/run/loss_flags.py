@@ -4,7 +4,8 @@ import ast
 from pathlib import Path
 from typing import NamedTuple
 
-from dpo_min.system.flags import Accepts, between, flag
+from dpo_min.system.flags import flag
+from dpo_min.system.kinds import Accepts, between
 
 WEIGHT = between(0, 10**6, "a number from 0 to 10^6")
 

@@ -16,23 +16,8 @@ from dpo_min.data.rows import Preference, parse_line
 from dpo_min.data.templates import as_text
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.judge.trained_with import run_settings
-from dpo_min.system.flags import (
-    COUNT,
-    EXPONENT,
-    FRACTION,
-    MOST,
-    NATURAL,
-    NOT_NEGATIVE,
-    POSITIVE,
-    PROBABILITY,
-    SEED,
-    SIZE,
-    flag,
-    is_text,
-    parse,
-    refuse,
-    sections,
-)
+from dpo_min.system import kinds
+from dpo_min.system.flags import flag, is_text, parse, refuse, sections
 from dpo_min.system.program import mistakes
 
 
@@ -45,28 +30,28 @@ class SampleFlags(RowFlags):
     prompt: str | None = flag(None, "the text to continue; may be empty")
     prompts: Path | None = flag(None, "a file with one prompt a line; without it and --prompt: standard input")
     one_prompt: bool = flag(False, "all of the file, or of standard input, is one prompt")
-    num_samples: int = flag(1, "answers to each prompt", SIZE)
-    temperature: float = flag(1.0, "below 1 bolder, above 1 more varied, 0 always the likeliest token", NOT_NEGATIVE)
-    top_k: int | None = flag(None, "draw among the k likeliest tokens", COUNT)
-    top_p: float = flag(1.0, "draw among the likeliest tokens that together reach this probability", PROBABILITY)
-    min_p: float = flag(0.0, "draw among the tokens at least this share as likely as the likeliest", FRACTION)
-    repetition_penalty: float = flag(1.0, "above 1 tokens that were there before become less likely", POSITIVE)
-    num_beams: int | None = flag(None, "draw nothing: search the likeliest answer, keeping so many at a time", SIZE)
-    length_penalty: float = flag(0.0, "beams rank by log-probability / length^X; above 0 favours longer", EXPONENT)
-    min_new_tokens: int = flag(0, "the shortest answer, unless --stop ends it", NATURAL)
-    max_new_tokens: int = flag(200, "the longest answer; all end where the model's positions do", COUNT)
+    num_samples: int = flag(1, "answers to each prompt", kinds.SIZE)
+    temperature: float = flag(1.0, "below 1 bolder, above 1 more varied, 0 the likeliest token", kinds.NOT_NEGATIVE)
+    top_k: int | None = flag(None, "draw among the k likeliest tokens", kinds.COUNT)
+    top_p: float = flag(1.0, "draw among the likeliest tokens that together reach this probability", kinds.PROBABILITY)
+    min_p: float = flag(0.0, "draw among the tokens at least this share as likely as the likeliest", kinds.FRACTION)
+    repetition_penalty: float = flag(1.0, "above 1 tokens that were there before become less likely", kinds.POSITIVE)
+    num_beams: int | None = flag(None, "draw nothing: search the likeliest answer, so many at a time", kinds.SIZE)
+    length_penalty: float = flag(0.0, "beams rank by log-probability/length^X: above 0 favours longer", kinds.EXPONENT)
+    min_new_tokens: int = flag(0, "the shortest answer, unless --stop ends it", kinds.NATURAL)
+    max_new_tokens: int = flag(200, "the longest answer; all end where the model's positions do", kinds.COUNT)
     length_range: list[int] | None = flag(None, "draw each answer's limit uniformly", None, ("LO", "HI"))
     stop: list[str] = flag([], "end an answer before any of these texts", None, "TEXT")
-    seed: int = flag(0, "another seed, other answers", SEED)
+    seed: int = flag(0, "another seed, other answers", kinds.SEED)
     device: str = flag("auto", "where to compute", ["auto", "cpu", "cuda", "mps"])
     dtype: str = flag("auto", "auto: bfloat16 on CUDA, float32 elsewhere", ["auto", "float32", "bfloat16", "float16"])
     credit: bool = flag(False, "colour each token by its reward, β (log π − log π_ref)")
     completion: str | None = flag(None, "with --credit and --prompt: the reward of this answer instead of fresh ones")
     pair: str | None = flag(None, "with --credit: the reward of both sides of a preference, FILE:LINE")
     html: Path | None = flag(None, "with --credit: write the same as a page of HTML")
-    beta: float | None = flag(None, "of the reward; default: the run's that --model is in, else 0.1", POSITIVE)
+    beta: float | None = flag(None, "of the reward; default: the run's that --model is in, else 0.1", kinds.POSITIVE)
     jsonl: bool = flag(False, "one JSON object an answer, for machines")
-    pairs: int | None = flag(None, "append so many answers of each model to --out, for dpo_min.labels", SIZE)
+    pairs: int | None = flag(None, "append so many answers of each model to --out, for dpo_min.labels", kinds.SIZE)
     out: Path = flag(Path("candidates.jsonl"), "with --pairs: the file; prompts that are in it are passed over")
 
 
@@ -130,7 +115,7 @@ def check_sampling(flags, given):
     limit = "--max-new-tokens"
     if flags.length_range is not None:
         refuse(given, ["max_new_tokens"], "with --length-range, which has a limit for each answer")
-        if len(flags.length_range) != 2 or not 1 <= flags.length_range[0] <= flags.length_range[1] <= MOST:
+        if len(flags.length_range) != 2 or not 1 <= flags.length_range[0] <= flags.length_range[1] <= kinds.MOST:
             words = " ".join(map(str, flags.length_range))
             raise ValueError(f"--length-range: expected LO HI with 1 <= LO <= HI <= 10^9, got {words}")
         limit, flags.max_new_tokens = "the LO of --length-range", flags.length_range[1]

@@ -7,25 +7,8 @@ from dpo_min.data.lines import check_kinds
 from dpo_min.data.row_flags import RowFlags
 from dpo_min.run.directory import check_out
 from dpo_min.run.loss_flags import LOSS, OTHERS, PARAMETERS, ROWS, SMOOTHED, loss_weights, parameter_flags
-from dpo_min.system.flags import (
-    ABOVE_ZERO,
-    COUNT,
-    DECAY,
-    FRACTION,
-    LENGTH,
-    NATURAL,
-    NOISE_RATE,
-    POSITIVE,
-    PROBABILITY,
-    RANK,
-    RATE,
-    SEED,
-    SIZE,
-    flag,
-    parse,
-    refuse,
-    sections,
-)
+from dpo_min.system import kinds
+from dpo_min.system.flags import flag, parse, refuse, sections
 from dpo_min.system.launcher import processes
 
 LEARNING_RATE = 2e-5  # of a model of some hundred million weights: docs/real-model.md tries others
@@ -39,31 +22,31 @@ class TrainFlags(RowFlags):
 
     data: list[str] = flag(MISSING, "preferences, .jsonl or .jsonl.gz")
     eval_data: list[str] = flag([], "held-out preferences; instead of splitting some off --data")
-    eval_fraction: float | None = flag(None, "share of --data held out; default: 0.05, to 1000 pairs", FRACTION)
+    eval_fraction: float | None = flag(None, "share of --data held out; default: 0.05, to 1000 pairs", kinds.FRACTION)
     sft_data: list[str] = flag([], "fit the first model to the chosen side of these rows; default: of --data")
     skip_bad_rows: bool = flag(False, "leave malformed rows out instead of stopping at them")
     ties: str = flag("drop", "rows with tie true: leave them out, or train both ways at half weight", ["drop", "half"])
     init: Path | None = flag(None, "model directory to start from; without it a small GPT is fitted first")
     adapter: Path | None = flag(None, "adapter directory that belongs to --init: the run begins with both, merged")
     reference: Path | None = flag(None, "model directory of the reference, if it is not --init")
-    reference_refresh: int | None = flag(None, "steps after which the reference takes a step towards the policy", COUNT)
-    reference_alpha: float = flag(0.6, "length of that step; 1 makes it the policy", PROBABILITY)
+    reference_refresh: int | None = flag(None, "steps between the reference's steps towards the policy", kinds.COUNT)
+    reference_alpha: float = flag(0.6, "length of such a step; 1 makes it the policy", kinds.PROBABILITY)
     tokenizer: str | None = flag(None, "bytes, gpt2 or a directory; default: --init's own, bytes without --init")
     out: Path | None = flag(None, "run directory; default: runs/ and the name of the data")
     loss_type: str = flag(
         "sigmoid", f"{LOSS.words}; docs/losses.md says which to use for which trouble, and where each one ends", LOSS
     )
-    beta: float = flag(0.1, "lower: follow the preferences further from the reference; higher: stay", POSITIVE)
-    label_smoothing: float | None = flag(None, "rate of wrong labels to allow for; default: 0.1", NOISE_RATE)
+    beta: float = flag(0.1, "lower: follow the preferences further from the reference; higher: stay", kinds.POSITIVE)
+    label_smoothing: float | None = flag(None, "rate of wrong labels to allow for; default: 0.1", kinds.NOISE_RATE)
     wpo: bool = flag(False, "weigh each pair by how like the policy's own writing it is, as WPO does")
     reduce: str = flag("sum", "mean: score a completion by its mean token, blind to length", ["sum", "mean"])
-    epochs: float = flag(1.0, "passes over the data", POSITIVE)
-    max_steps: int | None = flag(None, "optimiser steps, instead of --epochs", COUNT)
-    sft_steps: int | None = flag(None, "length of the first fit; default: as long as what follows", COUNT)
-    batch_size: int = flag(32, "pairs per optimiser step; larger for noisier labels", COUNT)
-    micro_batch_size: int = flag(8, "pairs per forward; smaller when memory runs out, same result", COUNT)
-    lora: int | None = flag(None, "train an adapter of this rank and no weight; a first fit still trains all", RANK)
-    lora_alpha: float | None = flag(None, "its strength, α of α/r; default: twice the rank", POSITIVE)
+    epochs: float = flag(1.0, "passes over the data", kinds.POSITIVE)
+    max_steps: int | None = flag(None, "optimiser steps, instead of --epochs", kinds.COUNT)
+    sft_steps: int | None = flag(None, "length of the first fit; default: as long as what follows", kinds.COUNT)
+    batch_size: int = flag(32, "pairs per optimiser step; larger for noisier labels", kinds.COUNT)
+    micro_batch_size: int = flag(8, "pairs per forward; smaller when memory runs out, same result", kinds.COUNT)
+    lora: int | None = flag(None, "train an adapter of this rank and no weight; a first fit trains all", kinds.RANK)
+    lora_alpha: float | None = flag(None, "its strength, α of α/r; default: twice the rank", kinds.POSITIVE)
     lora_targets: list[str] | None = flag(
         None, "linear layers that get one, such as c_attn q_proj; default: all of the blocks", None, "NAME"
     )
@@ -71,30 +54,30 @@ class TrainFlags(RowFlags):
     learning_rate: float | None = flag(
         None,
         "default: 1e-4, 2e-3 for sft; with --init 2e-5 (models of billions: a tenth); with --lora ten times that",
-        RATE,
+        kinds.RATE,
     )
-    warmup_steps: int = flag(0, "steps in which the learning rate rises to its value; the paper has 150", NATURAL)
+    warmup_steps: int = flag(0, "steps in which the learning rate rises to its value; the paper has 150", kinds.NATURAL)
     lr_schedule: str = flag("constant", "after the warm-up", ["constant", "linear", "cosine"])
     optimizer: str = flag("adamw", "rmsprop is the paper's, and holds half the state", ["adamw", "rmsprop"])
-    weight_decay: float = flag(0.0, "pull of the matrices towards zero", DECAY)
-    max_grad_norm: float = flag(1.0, "gradients longer than this are shortened to it", POSITIVE)
-    max_length: int | None = flag(None, "tokens of prompt + completion; default: 512, or --block-size", LENGTH)
-    max_prompt_length: int | None = flag(None, "tokens a truncated prompt keeps; default: half of --max-length", COUNT)
-    n_layer: int = flag(4, "blocks of the GPT that is fitted from scratch", SIZE)
-    n_head: int = flag(4, "its attention heads", SIZE)
-    n_embd: int = flag(128, "its width", SIZE)
-    block_size: int | None = flag(None, "its longest sequence; default: --max-length", LENGTH)
+    weight_decay: float = flag(0.0, "pull of the matrices towards zero", kinds.DECAY)
+    max_grad_norm: float = flag(1.0, "gradients longer than this are shortened to it", kinds.POSITIVE)
+    max_length: int | None = flag(None, "tokens of prompt + completion; default: 512, or --block-size", kinds.LENGTH)
+    max_prompt_length: int | None = flag(None, "tokens a cut prompt keeps; default: half --max-length", kinds.COUNT)
+    n_layer: int = flag(4, "blocks of the GPT that is fitted from scratch", kinds.SIZE)
+    n_head: int = flag(4, "its attention heads", kinds.SIZE)
+    n_embd: int = flag(128, "its width", kinds.SIZE)
+    block_size: int | None = flag(None, "its longest sequence; default: --max-length", kinds.LENGTH)
     dtype: str = flag("auto", "auto: bfloat16 on CUDA, float32 elsewhere", ["auto", "float32", "bfloat16", "float16"])
     device: str = flag("auto", "where to compute", ["auto", "cpu", "cuda", "mps"])
     checkpoint_activations: bool = flag(False, "compute each block twice to hold only its input: less memory, slower")
     compile: bool = flag(False, "torch.compile both models: a slow start, then faster steps")
     shard: bool = flag(False, "under torchrun, FSDP instead of DDP: when one device cannot hold the training state")
-    seed: int = flag(0, "initial weights, split and order of the data", SEED)
+    seed: int = flag(0, "initial weights, split and order of the data", kinds.SEED)
     resume: bool = flag(False, "continue the run in --out from its checkpoint")
-    log_every: int = flag(10, "steps between train lines of metrics.jsonl", COUNT)
-    max_kl: float | None = flag(None, "warn when KL(policy‖reference) of answers passes so many nats", ABOVE_ZERO)
-    eval_every: int = flag(100, "steps between evaluations", COUNT)
-    save_every: int = flag(200, "steps between checkpoints", COUNT)
+    log_every: int = flag(10, "steps between train lines of metrics.jsonl", kinds.COUNT)
+    max_kl: float | None = flag(None, "warn above so many nats of KL(policy‖reference) an answer", kinds.ABOVE_ZERO)
+    eval_every: int = flag(100, "steps between evaluations", kinds.COUNT)
+    save_every: int = flag(200, "steps between checkpoints", kinds.COUNT)
 
     @property
     def cache(self):

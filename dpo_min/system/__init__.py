@@ -12,6 +12,7 @@ READING_ORDER = (
     "launcher",
     "signals",
     "program",
+    "kinds",
     "flags",
     "picture",
     "devices",

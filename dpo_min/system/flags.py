@@ -2,44 +2,10 @@
 
 import argparse
 import difflib
-import math
-import sys
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin
-
-
-@dataclass(frozen=True)
-class Accepts:
-    """The values that a flag accepts: a test, and the words for it; of numbers the least and the most, which work."""
-
-    test: callable
-    words: str
-    ends: tuple = ()
-
-
-def between(least, most, words):
-    """`Accepts` for the numbers from `least` to `most`."""
-    return Accepts(lambda value: least <= value <= most, words, (least, most))
-
-
-MOST, LEAST = 10**9, math.ulp(0)  # LEAST: above 0
-COUNT = between(1, MOST, "a whole number from 1 to 10^9")
-RANK = between(1, 4096, "a whole number from 1 to 4096")
-SIZE = between(1, 10**5, "a whole number from 1 to 10^5")
-LENGTH = between(2, 10**7, "a whole number from 2 to 10^7")
-NATURAL = between(0, MOST, "a whole number from 0 to 10^9")
-SEED = between(0, 2**63 - 1, "a whole number from 0 up to 2^63 - 1")
-ABOVE_ZERO = between(LEAST, sys.float_info.max, "a number above 0")
-POSITIVE = between(1e-6, MOST, "a number from 10^-6 to 10^9")  # nothing vanishes or overflows in float32
-RATE = between(1e-12, 10, "a number from 10^-12 to 10")
-NOT_NEGATIVE = between(0, MOST, "a number from 0 to 10^9")
-DECAY = between(0, 10, "a number from 0 to 10")
-EXPONENT = between(-10, 10, "a number from -10 to 10")
-FRACTION = between(0, math.nextafter(1, 0), "a number from 0 up to, not including, 1")
-PROBABILITY = between(LEAST, 1, "a number above 0 and up to 1")
-NOISE_RATE = between(1e-6, 0.499, "a number from 10^-6 to 0.499")
 
 
 def flag(default, about, accepts=None, values="PATH", positional=False):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dpo_min.system import flags, program
+from dpo_min.system import flags, kinds, program
 from dpo_min.system.flags import flag
 
 
@@ -18,9 +18,9 @@ class Config:
 
     data: list[str] = flag(MISSING, "what to read")
     more_data: list[str] = flag([], "what else to read")
-    beta: float = flag(0.1, "100% of the strength", flags.POSITIVE)
-    max_steps: int | None = flag(None, "when to stop", flags.COUNT)
-    seed: int = flag(0, "what to draw", flags.SEED)
+    beta: float = flag(0.1, "100% of the strength", kinds.POSITIVE)
+    max_steps: int | None = flag(None, "when to stop", kinds.COUNT)
+    seed: int = flag(0, "what to draw", kinds.SEED)
     reduce: str = flag("sum", "how to add", ["sum", "mean"])
     init: Path | None = flag(None, "where to start")
     prompt: str | None = flag(None, "what to say")
@@ -69,19 +69,19 @@ def test_any_text_can_be_given_after_an_equals_sign(text):
 
 
 @pytest.mark.parametrize(("accepts", "kind", "good", "bad"), [
-    (flags.COUNT, int, ["1", str(10**9)], [str(10**9 + 1), "0", "-1", "1.0", "1e3", "", "x", "9" * 5000]),
-    (flags.LENGTH, int, ["2"], ["1", "2.5"]),
-    (flags.NATURAL, int, ["0"], ["-1"]),
-    (flags.SEED, int, ["0", str(2**63 - 1)], ["-1", str(2**63)]),
-    (flags.ABOVE_ZERO, float, ["1e-300", "1e300"], ["0", "-0.0", "-1", "inf", "nan", "1e999", "x", ""]),
-    (flags.POSITIVE, float, ["1e-6", "1e9"], ["9e-7", "1.1e9", "1e-308", "1e308", "0", "-1", "inf", "nan"]),
-    (flags.NOT_NEGATIVE, float, ["0", "1e9"], ["-1e-9", "1e300", "inf", "nan"]),
-    (flags.DECAY, float, ["0", "10"], ["-1e-9", "10.1", "1e308", "nan"]),
-    (flags.RATE, float, ["10", "1e-9"], ["0", "10.1", "1e-308", "nan"]),
-    (flags.SIZE, int, ["1", "100000"], ["0", "100001"]),
-    (flags.FRACTION, float, ["0", "0.999"], ["1", "-0.1", "nan"]),
-    (flags.PROBABILITY, float, ["1", "1e-9"], ["0", "1.001", "nan"]),
-    (flags.NOISE_RATE, float, ["0.499", "1e-6"], ["0", "0.5", "nan"]),
+    (kinds.COUNT, int, ["1", str(10**9)], [str(10**9 + 1), "0", "-1", "1.0", "1e3", "", "x", "9" * 5000]),
+    (kinds.LENGTH, int, ["2"], ["1", "2.5"]),
+    (kinds.NATURAL, int, ["0"], ["-1"]),
+    (kinds.SEED, int, ["0", str(2**63 - 1)], ["-1", str(2**63)]),
+    (kinds.ABOVE_ZERO, float, ["1e-300", "1e300"], ["0", "-0.0", "-1", "inf", "nan", "1e999", "x", ""]),
+    (kinds.POSITIVE, float, ["1e-6", "1e9"], ["9e-7", "1.1e9", "1e-308", "1e308", "0", "-1", "inf", "nan"]),
+    (kinds.NOT_NEGATIVE, float, ["0", "1e9"], ["-1e-9", "1e300", "inf", "nan"]),
+    (kinds.DECAY, float, ["0", "10"], ["-1e-9", "10.1", "1e308", "nan"]),
+    (kinds.RATE, float, ["10", "1e-9"], ["0", "10.1", "1e-308", "nan"]),
+    (kinds.SIZE, int, ["1", "100000"], ["0", "100001"]),
+    (kinds.FRACTION, float, ["0", "0.999"], ["1", "-0.1", "nan"]),
+    (kinds.PROBABILITY, float, ["1", "1e-9"], ["0", "1.001", "nan"]),
+    (kinds.NOISE_RATE, float, ["0.499", "1e-6"], ["0", "0.5", "nan"]),
 ])  # fmt: skip
 def test_a_number_is_accepted_up_to_its_bounds_and_refused_beyond_with_flag_and_bounds(accepts, kind, good, bad):
     @dataclass
