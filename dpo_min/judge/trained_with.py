@@ -11,6 +11,7 @@ from dpo_min.system.kinds import COUNT, LENGTH, POSITIVE
 from dpo_min.system.text import one_line
 
 TAKEN = {"beta": 0.1, "reduce": "sum", "max_length": None, "max_prompt_length": None, "sft_steps": None}  # by default
+NUMBERS = {"beta": POSITIVE, "max_length": LENGTH, "max_prompt_length": COUNT, "sft_steps": COUNT}
 HASH = "taken_sha256"
 MAX_LINE = 2**16  # bytes of a line of metrics
 
@@ -41,13 +42,8 @@ def check_taken(path, settings):
     if settings.get(HASH, hash_of_taken(settings)) != hash_of_taken(settings):
         names = ", ".join(TAKEN)
         raise ValueError(f"{path}: {names} are not as the run wrote them; if that is meant, remove {HASH} there")
-    for name, accepts, kinds in (
-        ("beta", POSITIVE, (int, float)),
-        ("max_length", LENGTH, (int,)),
-        ("max_prompt_length", COUNT, (int,)),
-        ("sft_steps", COUNT, (int,)),
-    ):
-        value = settings.get(name, TAKEN[name])
+    for name, accepts in NUMBERS.items():
+        value, kinds = settings.get(name, TAKEN[name]), (int, float) if name == "beta" else (int,)
         if value != TAKEN[name] and (type(value) not in kinds or not accepts.test(value)):
             raise ValueError(f"{path}: {name} is {one_line(repr(value))}, not {accepts.words}")
     if settings.get("reduce", "sum") not in ("sum", "mean"):

@@ -231,19 +231,8 @@ def check_credit(flags, given):
         if not is_text(flags.completion):
             raise ValueError("--completion: not UTF-8 text")
     if flags.pair or flags.completion is not None:
-        shown = {
-            "model",
-            "reference",
-            "prompt",
-            "prompts",
-            "completion",
-            "pair",
-            "credit",
-            "html",
-            "beta",
-            "one_prompt",
-        }
-        shown |= {"device", "dtype", "jsonl", "template", "system", *NAMED}
+        shown = "model reference prompt prompts one_prompt completion pair credit html beta device dtype jsonl"
+        shown = {*shown.split(), "template", "system", *NAMED}
         refuse(given, sorted(given - shown), "where nothing is drawn")
     if flags.html and (flags.html.is_dir() or not flags.html.absolute().parent.is_dir()):
         raise ValueError(f"--html {flags.html}: not a file in a directory that exists")

@@ -137,37 +137,31 @@ GROUPS = sections(
 EXAMPLE = "python train.py --data prefs.jsonl --init gpt2/ --out runs/first"
 
 
-def lacks(losses):
-    """A test of flags: whether none of these losses is trained with."""
-    return lambda c: c.losses.keys().isdisjoint(losses)
+def imitates(c):
+    """A test of flags: whether the run is a supervised fit alone."""
+    return c.loss_type == "sft"
+
+
+def belongs(name, losses):
+    """The row of a flag that has an effect with these losses alone."""
+    return lambda c: c.losses.keys().isdisjoint(losses), name, f"except with --loss-type {', '.join(losses)}"
 
 
 # (when, the flags that then have no effect, why): giving one of them is an error.
 WITHOUT_EFFECT = (
-    (
-        lambda c: c.loss_type == "sft",
-        "beta label_smoothing reduce reference reference_refresh max_kl wpo",
-        "with --loss-type sft",
-    ),
-    (
-        lambda c: c.loss_type in OTHERS,
-        "wpo chosen_column rejected_column ties",
-        "with a --loss-type that sees no pairs",
-    ),
+    (imitates, "beta label_smoothing reduce reference reference_refresh max_kl wpo", "with --loss-type sft"),
+    (lambda c: c.rows != "pairs", "wpo chosen_column rejected_column ties", "with a --loss-type that sees no pairs"),
     (lambda c: not c.has_reference, "reference reference_refresh max_kl", "with a --loss-type that has no reference"),
     (
         lambda c: any(ROWS[name].reduce for name in c.losses if name in ROWS),
         "reduce",
         "with a --loss-type that says itself how tokens are added up",
     ),
-    *(
-        (lacks(losses), f"loss_{name}", f"except with --loss-type {', '.join(losses)}")
-        for name, losses in PARAMETERS.items()
-    ),
+    *(belongs(f"loss_{name}", losses) for name, losses in PARAMETERS.items()),
     (lambda c: c.template == "none", "system", "with --template none, which has no turns"),
     (lambda c: not c.reference_refresh, "reference_alpha", "without --reference-refresh"),
-    (lambda c: c.loss_type == "sft", "sft_steps sft_data", "with --loss-type sft, which is that fit itself"),
-    (lacks(SMOOTHED), "label_smoothing", f"except with --loss-type {', '.join(SMOOTHED)}"),
+    (imitates, "sft_steps sft_data", "with --loss-type sft, which is that fit itself"),
+    belongs("label_smoothing", SMOOTHED),
     (lambda c: c.init, "n_layer n_head n_embd block_size sft_steps sft_data", "with --init, which is a fitted model"),
     (lambda c: not c.init, "reference", "without --init: the reference is the model that is fitted first"),
     (lambda c: not c.init, "adapter", "without --init, the model that it belongs to"),
@@ -175,7 +169,7 @@ WITHOUT_EFFECT = (
     (lambda c: not c.lora, "lora_alpha lora_targets export", "without --lora"),
     (lambda c: c.lora, "reference_refresh", "with --lora: the reference is what the adapter is beside, and stays"),
     (
-        lambda c: c.loss_type == "sft" and not c.init,
+        lambda c: imitates(c) and not c.init,
         "lora",
         "with --loss-type sft and without --init: an adapter needs weights that were fitted before",
     ),

@@ -51,12 +51,8 @@ def parse(flags_class, argv, description, groups=(), example=""):
     Raises:
         ValueError: an unknown flag, or a value out of range; the message names the flag and what it accepts.
     """
-    parser = Parser(
-        description=description,
-        epilog=example and f"example: {example}",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
+    epilog = example and f"example: {example}"
+    parser = Parser(description=description, epilog=epilog, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     known = {f.name: f for f in fields(flags_class)}
     for title, names in groups:
         group = parser.add_argument_group(title)
