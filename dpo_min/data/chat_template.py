@@ -10,6 +10,7 @@ import re
 from dataclasses import asdict, replace
 
 from dpo_min.data.templates import CONTROL, PLAIN, TEMPLATES
+from dpo_min.data.tokenizer import load_tokenizer
 
 LONGEST = 2**17  # characters of a chat template
 MARK = "{# dpo_min "  # begins a template that was written here; its fields follow as JSON
@@ -194,6 +195,15 @@ def use_template(tokenizer, name="auto", system=None):
     if template.close:
         tokenizer.end_of_text = tokenizer.control[template.close]
     return template
+
+
+def check_reference(directory, tokenizer, template, model):
+    """ValueError where the tokenizer of a reference's directory is another than `tokenizer`, that of `model`."""
+    theirs = load_tokenizer(directory)
+    if template.close:  # answers of both are closed by the template's token
+        theirs.end_of_text = tokenizer.end_of_text
+    if theirs.fingerprint() != tokenizer.fingerprint():
+        raise ValueError(f"--reference {directory}: its tokenizer is not that of {model}")
 
 
 def describe(template, tokenizer):

@@ -18,7 +18,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 import dpo_min.system.packages
-from dpo_min.data.chat_template import use_template
+from dpo_min.data.chat_template import check_reference, use_template
 from dpo_min.data.row_flags import RowFlags
 from dpo_min.data.rows import digest, load_preferences
 from dpo_min.data.templates import PLAIN
@@ -91,12 +91,9 @@ def prepare(argv):
         flags, _ = parse(EvaluateFlags, argv, about, GROUPS, EXAMPLE)
         settings = run_settings(flags.model)
         flags.beta = flags.beta or settings["beta"]
-        tokenizer, theirs = (load_tokenizer(directory) for directory in (flags.model, flags.reference))
+        tokenizer = load_tokenizer(flags.model)
         template = use_template(tokenizer, flags.template, flags.system)
-        if template.close:  # answers of both are closed by the template's token
-            theirs.end_of_text = tokenizer.end_of_text
-        if tokenizer.fingerprint() != theirs.fingerprint():
-            raise ValueError(f"--reference {flags.reference}: its tokenizer is not that of --model")
+        check_reference(flags.reference, tokenizer, template, "--model")
         configs = [load_config(directory) for directory in (flags.model, flags.reference)]
         known, positions = (min(getattr(c, name) for c in configs) for name in ("vocab_size", "block_size"))
         if tokenizer.vocab_size > known:

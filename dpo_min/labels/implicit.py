@@ -5,7 +5,7 @@ Eq. 5 also has β log Z(x). It is the same for all answers to one prompt, so bet
 
 import torch
 
-from dpo_min.data.chat_template import use_template
+from dpo_min.data.chat_template import check_reference, use_template
 from dpo_min.data.forms import put_together, read_prompt
 from dpo_min.data.rows import Preference
 from dpo_min.data.tokenizer import load_tokenizer
@@ -31,11 +31,7 @@ class ImplicitReward:
             read_config(directory)  # which says what a directory is that is no model's
         settings, self.tokenizer = run_settings(model), load_tokenizer(model)
         self.template = use_template(self.tokenizer, "auto", None)
-        theirs = load_tokenizer(reference)
-        if self.template.close:  # answers of both are closed by the template's token
-            theirs.end_of_text = self.tokenizer.end_of_text
-        if theirs.fingerprint() != self.tokenizer.fingerprint():
-            raise ValueError(f"--reference {reference}: its tokenizer is not that of --scorer {model}")
+        check_reference(reference, self.tokenizer, self.template, f"--scorer {model}")
         self.device, self.dtype = choose_device("auto", "auto")
         self.models = [load_model(directory).to(self.device).eval() for directory in (model, reference)]
         self.how = settings["beta"], settings["reduce"]
