@@ -51,18 +51,18 @@ GROUPS = sections(LintFlags, "files against", ("how rows are read", "template"),
 EXAMPLE = "python -m dpo_min.judge.lint prefs.jsonl --against held-out.jsonl"
 
 
-def check_files(flags, tokenizer, template=PLAIN, show=lambda rows, text: None):
-    """The `Report` of the files; `show` is called now and then with the rows read and the file.
+def check_files(flags, tokenizer, template=PLAIN):
+    """The `Report` of the files; says on standard error how far it is.
 
     Raises:
         ValueError: a file cannot be read, or holds no row.
     """
     report, columns, paths = Report(), flags.columns, [*flags.files, *flags.against]
-    with Spill() as pairs, Spill() as prompts:
+    with Progress("read", stream=sys.stderr) as progress, Spill() as pairs, Spill() as prompts:
         for index, path in enumerate(paths):
             own = index < len(flags.files)
             for number, line, _ in read_rows(path):
-                show(report.rows, path)
+                progress.at(report.rows, f"{report.rows:,} rows, in {path}")
                 report.rows += own
                 place = f"{path}:{number}"
                 try:
@@ -163,9 +163,7 @@ def main(argv):
             raise ValueError("FILE: at most 255 files at a time")
         tokenizer = load_tokenizer(flags.tokenizer)
         template = use_template(tokenizer, flags.template, flags.system)
-        with Progress("read", stream=sys.stderr) as progress:
-            show = lambda rows, path: progress.at(rows, f"{rows:,} rows, in {path}")  # noqa: E731
-            report = check_files(flags, tokenizer, template, show)
+        report = check_files(flags, tokenizer, template)
     except (ValueError, OSError) as error:
         stop(error)
     shown = as_text(report, flags, filter(None, [describe(template, tokenizer)]))

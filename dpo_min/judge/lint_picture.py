@@ -12,13 +12,9 @@ def draw_report(report, findings, path):
     """Draw a `dpo_min.judge.lint.Report` as a PNG; `findings`: code → (whether it is an error, what it is)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     codes = [code for code in findings if report.counts[code]][::-1]
-    bars = left.barh(
-        codes,
-        [report.counts[code] for code in codes],
-        color=["tab:red" if findings[code][0] else "0.6" for code in codes],
-        hatch=["//" if findings[code][0] else "" for code in codes],
-        edgecolor="white",
-    )
+    numbers, errors = [report.counts[code] for code in codes], [findings[code][0] for code in codes]
+    colours, hatches = ["tab:red" if e else "0.6" for e in errors], ["//" if e else "" for e in errors]
+    bars = left.barh(codes, numbers, color=colours, hatch=hatches, edgecolor="white")
     left.bar_label(bars, padding=3)
     left.set(xlabel="findings")
     left.set_title(f"{report.rows} rows: {report.errors} errors (red, hatched), the rest warnings", fontsize=10)
@@ -33,6 +29,4 @@ def draw_report(report, findings, path):
         share, _ = report.lengths.explained()
         right.set_title(f"length alone explains {share:.1%} of the preference", fontsize=10)
     right.set(xlabel="log(tokens of chosen / rejected); right of 0 the longer is chosen", ylabel="rows")
-    for axis in (left, right):
-        axis.spines[["top", "right"]].set_visible(False)
     save(figure, path)

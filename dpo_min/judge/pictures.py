@@ -44,7 +44,6 @@ def draw_curves(directory):
         axes[-1].set_title(note, fontsize=8)
     for axis in axes:
         axis.legend(fontsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
     save(figure, Path(directory) / "curves.png")
 
 
@@ -75,7 +74,6 @@ def draw_evaluation(figures, bins, margins, gaps, path):
     below.scatter(gaps.tolist(), margins.tolist(), s=8, color="black", alpha=0.4)
     below.set(xlabel="tokens, chosen − rejected", ylabel="reward margin βh (nats)", title="is length what it learnt?")
     for axis in (left, right, below):
-        axis.spines[["top", "right"]].set_visible(False)
         axis.title.set_fontsize(9)
     save(figure, path)
 
