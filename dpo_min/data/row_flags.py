@@ -29,9 +29,7 @@ class RowFlags:
         """
         sides = self.prompt_column, self.chosen_column or NAMES.chosen, self.rejected_column or NAMES.rejected
         if len({*sides}) < 3:
-            raise ValueError(
-                f"--prompt-column, --chosen-column and --rejected-column: the same column twice in {sides}"
-            )
+            raise ValueError(f"--prompt-column, --chosen-column, --rejected-column: the same column twice in {sides}")
         if not all(map(is_text, filter(None, (*sides, *self.ignore_columns, self.system)))):
             raise ValueError("--system, --prompt-column, --chosen-column, --rejected-column: not UTF-8 text")
         return Columns(*sides, tuple(self.ignore_columns))

@@ -138,9 +138,8 @@ def page(title, groups, beta):
         sections.append(f"<h2>{escape(prompt)}</h2>")
         for answer in answers:
             marked = "".join(mark(span.text or CONTROL, span.reward, scale, len(span.ids)) for span in answer.spans)
-            sections.append(
-                f"<h3>{escape(answer.name)}: reward {signed(answer.reward)}</h3>\n<p class=text>{marked}</p>"
-            )
+            sections.append(f"<h3>{escape(answer.name)}: reward {signed(answer.reward)}</h3>")
+            sections.append(f"<p class=text>{marked}</p>")
         for pair in in_pairs(answers):
             if len(pair) == 2:
                 sections.append(f"<p>{escape(verdict(*pair, beta))}</p>")

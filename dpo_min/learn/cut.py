@@ -58,14 +58,13 @@ def spans(source, name):
     """(start, end) of each body in the text: whole lines of a function, from its docstring and checks on."""
     lines, node = source.split("\n"), find(source, name)
     starts = [0, *accumulate(len(line) + 1 for line in lines)]
+
+    def at(line, column):
+        return starts[line - 1] + len(lines[line - 1].encode()[:column].decode())  # Python counts columns in bytes
+
     if isinstance(node, ast.Call):
-        return [
-            tuple(
-                starts[line - 1] + len(lines[line - 1].encode()[:column].decode())  # Python counts columns in bytes
-                for line, column in ((f.body.lineno, f.body.col_offset), (f.body.end_lineno, f.body.end_col_offset))
-            )
-            for f in functions(node)
-        ]
+        texts = [f.body for f in functions(node)]
+        return [(at(x.lineno, x.col_offset), at(x.end_lineno, x.end_col_offset)) for x in texts]
     kept = [node.body[0]] if ast.get_docstring(node) else []
     kept += [statement for statement in node.body if checks(statement)]
     start = kept[-1].end_lineno if kept else node.body[0].lineno - 1
