@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from dpo_min.data.chat_template import write
 from dpo_min.data.forms import Columns, read_row
 from dpo_min.data.hashed_files import Reading
-from dpo_min.data.lines import read_rows
 from dpo_min.data.messages import BadRow, is_dialogue
-from dpo_min.data.rows import ERRORS_SHOWN, Preference, check_rows, decoded, reasons, split_digest
+from dpo_min.data.rows import ERRORS_SHOWN, Preference, check_rows, decoded, parse_files, reasons, split_digest
 from dpo_min.data.templates import PLAIN, TEMPLATES
 from dpo_min.data.tokenizing import encode_pair, truncate
 
@@ -111,21 +110,18 @@ def read_files(paths, flags, tokenizer, template, counts):
     """
     columns = Columns(prompt=flags.prompt_column, ignore=tuple(flags.ignore_columns))
     good, bad, rows, reading = 0, [], [], Reading()
-    for path in paths:
-        for number, line, _ in read_rows(path, reading.open):
-            source = f"{path}:{number}"
-            try:
-                with reasons(line):
-                    pairs, label = split_row(decoded(line), flags.rows)
-                    sides = (template.sides(*read_row(pair, columns)[:3]) for pair in pairs)
-                    preferences = [Preference(*side, source) for side in sides]
-            except BadRow as reason:
-                bad.append(f"{source}: {reason}")
-                continue
-            row, cut = encode_row(preferences, label, tokenizer, template, (flags.max_length, flags.max_prompt_length))
-            prompt, good = preferences[0].prompt, good + 1
-            counts.update(cut=cut, lost=row is None, plain=isinstance(prompt, str) and not is_dialogue(prompt))
-            rows += [(split_digest(preferences[0], flags.seed), row)] if row else []
+
+    def parse(line, source):
+        with reasons(line):
+            pairs, label = split_row(decoded(line), flags.rows)
+            sides = (template.sides(*read_row(pair, columns)[:3]) for pair in pairs)
+            return [Preference(*side, source) for side in sides], label
+
+    for preferences, label in parse_files(paths, parse, bad, reading.open):
+        row, cut = encode_row(preferences, label, tokenizer, template, (flags.max_length, flags.max_prompt_length))
+        prompt, good = preferences[0].prompt, good + 1
+        counts.update(cut=cut, lost=row is None, plain=isinstance(prompt, str) and not is_dialogue(prompt))
+        rows += [(split_digest(preferences[0], flags.seed), row)] if row else []
     check_rows(paths, good, len(bad), bad[:ERRORS_SHOWN], flags.skip_bad_rows)
     counts["bad"] += len(bad)
     return rows, reading.sha256()

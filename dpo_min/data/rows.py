@@ -8,6 +8,7 @@ import json
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from dpo_min.data.forms import NAMES, read_row
 from dpo_min.data.lines import read_rows
@@ -93,16 +94,21 @@ def load_preferences(paths, skip_bad_rows=False, columns=NAMES, template=PLAIN):
     Raises:
         ValueError: a file cannot be read or holds no row; or as `check_rows` says.
     """
-    preferences, bad = [], []
-    for path in paths:
-        for number, line, _ in read_rows(path):
-            source = f"{path}:{number}"
-            try:
-                preferences.append(parse_line(line, source, columns, template))
-            except BadRow as reason:
-                bad.append(f"{source}: {reason}")
+    bad = []
+    preferences = [*parse_files(paths, partial(parse_line, columns=columns, template=template), bad)]
     check_rows(paths, len(preferences), len(bad), bad[:ERRORS_SHOWN], skip_bad_rows)
     return preferences, len(bad)
+
+
+def parse_files(paths, parse, bad, opener=open):
+    """Yield parse(line, "file:line") of each row of the files; the reason of a BadRow is added to the list `bad`."""
+    for path in paths:
+        for number, line, _ in read_rows(path, opener):
+            source = f"{path}:{number}"
+            try:
+                yield parse(line, source)
+            except BadRow as reason:
+                bad.append(f"{source}: {reason}")
 
 
 def check_rows(paths, good, bad, shown, skip_bad_rows):
