@@ -2,7 +2,7 @@
 
 import torch
 
-from dpo_min.judge.scorers import one_line, worth
+from dpo_min.judge.scorers import score
 from dpo_min.judge.scoring import draw_answers, groups, kl_estimates, pair_logps
 from dpo_min.judge.statistics import calibration, correlation, mean, rate
 from dpo_min.metrics import wins
@@ -49,10 +49,6 @@ def measure(flags, settings, tokenizer, pairs, scorer):
 
 def score_all(name, scorer, prompts, answers):
     """The scores of answers to prompts, (n,); ValueError where the scorer fails or returns no number."""
-    scores = []
-    for (i,) in groups("answers scored", [0] * len(prompts), 1):
-        try:
-            scores.append(worth(scorer(prompts[i], answers[i])))
-        except (Exception, SystemExit) as error:  # whatever a function that is not ours may raise
-            raise ValueError(f"--scorer {name}: on {answers[i][:60]!r}: {one_line(error)}") from error
+    places = groups("answers scored", [0] * len(prompts), 1)
+    scores = [score(name, scorer, prompts[i], answers[i]) for (i,) in places]
     return torch.tensor(scores, dtype=torch.float64)

@@ -51,3 +51,11 @@ def worth(score):
     if isinstance(score, bool) or not math.isfinite(score):
         raise ValueError(f"a score is {score}, not a finite number")
     return score
+
+
+def score(name, scorer, *texts, check=worth):
+    """What the scorer called `name` says of a prompt and an answer, or two; ValueError where that is no score."""
+    try:
+        return check(scorer(*texts))
+    except (Exception, SystemExit) as error:  # whatever a function that is not ours may raise
+        raise ValueError(f"--scorer {name}: on {texts[1][:60]!r}: {one_line(error)}") from error

@@ -9,11 +9,12 @@ A prompt that is a dialogue reaches a function as text, in the form of HH.
 
 import importlib
 import inspect
+from functools import partial
 from pathlib import Path
 
 from dpo_min.data.forms import read_prompt
 from dpo_min.data.templates import PLAIN
-from dpo_min.judge.scorers import load_scorer, one_line, worth
+from dpo_min.judge.scorers import load_scorer, score, worth
 from dpo_min.labels.choices import pair_of
 from dpo_min.labels.verdicts import PositionBias, Verdict, from_scores, verdicts
 from dpo_min.system.progress import Progress
@@ -43,26 +44,19 @@ class Scorer:
         self.function = load_scorer(name)
         if sees_both(self.function):
             self.bias = PositionBias()
-        self.ask = self.score
+        self.ask = self.scores
 
-    def score(self, prompt, answers):
+    def scores(self, prompt, answers):
         """The scores of K answers by a function that sees one of them at a time."""
         asked = as_text(prompt)
-        return [self.called(worth, asked, answer) for answer in answers]
-
-    def called(self, check, *texts):
-        """What the function says, checked; ValueError for whatever it raises, and for what is no score."""
-        try:
-            return check(self.function(*texts))
-        except (Exception, SystemExit) as error:  # whatever a function that is not ours may raise
-            raise ValueError(f"--scorer {self.name}: on {texts[1][:60]!r}: {one_line(error)}") from error
+        return [score(self.name, self.function, asked, answer) for answer in answers]
 
     def shown(self, prompt, answers):
         """What `verdicts` reads of K answers, (K, K)."""
         if not self.bias:
             return from_scores(self.ask(prompt, answers))
-        asked, places = as_text(prompt), range(len(answers))
-        shown = [[0.5 if i == j else self.called(share, asked, answers[i], answers[j]) for j in places] for i in places]
+        ask, places = partial(score, self.name, self.function, as_text(prompt), check=share), range(len(answers))
+        shown = [[0.5 if i == j else ask(answers[i], answers[j]) for j in places] for i in places]
         self.bias.see(shown)
         return shown
 
