@@ -46,11 +46,7 @@ def report(exercise, finding, path, text):
     lines += [f"    {name:10}{words}" for name, words in rows if words]
     lines += ["", f"    {finding.why}"] if finding.why else []
     if equation:
-        lines += [
-            "",
-            f"    {'equation':10}{equation}",
-            f"    {'':10}{source_of(exercise, path, line)}",
-        ]
+        lines += ["", f"    {'equation':10}{equation}", f"    {'':10}{source_of(exercise, path, line)}"]
     return "\n".join(lines)
 
 

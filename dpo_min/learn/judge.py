@@ -188,9 +188,8 @@ def examine(exercise, text, file):
     try:
         wanted, got = (cut.signature(source, exercise.name) for source in (exercise.source, text))
         if got != wanted:
-            return Finding(
-                "signature", "Others call it: the arguments stay what they are.", "", f"({got})", f"({wanted})"
-            )
+            sentence = "Others call it: the arguments stay what they are."
+            return Finding("signature", sentence, "", f"({got})", f"({wanted})")
         names = load(text, file)
         found = broken(exercise, names, calls)
         return found and explained(exercise, names, found)

@@ -1,6 +1,7 @@
 """What holds of the losses and their slopes, and of the gradient. Of a row, `yours` has a `value` and a `slope`."""
 
 import math
+from itertools import product
 
 import torch
 from torch import tensor
@@ -46,19 +47,17 @@ def a_hopeless_pair_costs_minus_beta_h(yours):
 @law('"cdpo"')
 def it_is_the_mean_of_the_dpo_loss_over_flips(yours):
     """A label is wrong with probability ε: the loss is (1−ε) · [−log σ(βh)] + ε · [−log σ(−βh)]."""
-    for rate in RATES:
-        for h in MARGINS:
-            yield equal(yours.value(h, 0.5, rate), (1 - rate) * dpo(h, 0.5) + rate * dpo(-h, 0.5))
+    for rate, h in product(RATES, MARGINS):
+        yield equal(yours.value(h, 0.5, rate), (1 - rate) * dpo(h, 0.5) + rate * dpo(-h, 0.5))
 
 
 @law('"robust"')
 def its_mean_over_flips_is_the_dpo_loss(yours):
     """Labels flipped at the rate ε do no harm on average: (1−ε) ℓ(h) + ε ℓ(−h) = −log σ(βh)."""
-    for rate in RATES:
-        for h in MARGINS:
-            mean = (1 - rate) * yours.value(h, 0.5, rate) + rate * yours.value(-h, 0.5, rate)
-            given = f"h = {shown(h)} and {shown(-h)}, beta = 0.5, label_smoothing = {rate}"
-            yield equal(mean, dpo(h, 0.5), given, f"{shown(dpo(h, 0.5))} as (1−ε) ℓ(h) + ε ℓ(−h)")
+    for rate, h in product(RATES, MARGINS):
+        mean = (1 - rate) * yours.value(h, 0.5, rate) + rate * yours.value(-h, 0.5, rate)
+        given = f"h = {shown(h)} and {shown(-h)}, beta = 0.5, label_smoothing = {rate}"
+        yield equal(mean, dpo(h, 0.5), given, f"{shown(dpo(h, 0.5))} as (1−ε) ℓ(h) + ε ℓ(−h)")
 
 
 @law('"ipo"')
@@ -89,20 +88,18 @@ def the_loss_is_finite_at_any_margin(yours):
 @law(*ROWS)
 def the_value_is_that_of_the_formula(yours):
     """ℓ(h) is what the formula above the row gives."""
-    for beta in BETAS:
-        for h in MARGINS:
-            yield equal(yours.value(h, beta), yours.value.real(h, beta))
+    for beta, h in product(BETAS, MARGINS):
+        yield equal(yours.value(h, beta), yours.value.real(h, beta))
 
 
 @law(*ROWS)
 def the_slope_is_the_derivative_of_the_value(yours):
     """ℓ′(h) is how fast ℓ(h) grows with h. It is compared with what PyTorch derives from your ℓ."""
-    for beta in BETAS:
-        for h in MARGINS:
-            derived = slope(lambda h, beta=beta: yours.value(h, beta), h)
-            if derived is None:
-                yield holds(False, "no gradient", UNREACHED)
-            yield equal(yours.slope(h, beta), derived)
+    for beta, h in product(BETAS, MARGINS):
+        derived = slope(lambda h, beta=beta: yours.value(h, beta), h)
+        if derived is None:
+            yield holds(False, "no gradient", UNREACHED)
+        yield equal(yours.slope(h, beta), derived)
 
 
 @law("sft_loss")
@@ -154,8 +151,7 @@ def both_answers_are_pushed_equally(yours):
 @law("dpo_gradient")
 def it_is_the_derivative_of_the_loss(yours):
     """∂ℓ/∂log π(y_w) is the derivative of −log σ(βh), and h rises by 1 with log π(y_w)."""
-    for beta in BETAS:
-        for h in MARGINS:
-            chosen, _ = yours(h, beta)
-            want = slope(lambda h, beta=beta: dpo(h, beta), h)
-            yield holds(torch.isclose(chosen, want), chosen, f"{shown(want)} for the chosen answer")
+    for beta, h in product(BETAS, MARGINS):
+        chosen, _ = yours(h, beta)
+        want = slope(lambda h, beta=beta: dpo(h, beta), h)
+        yield holds(torch.isclose(chosen, want), chosen, f"{shown(want)} for the chosen answer")

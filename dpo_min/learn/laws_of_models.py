@@ -129,25 +129,19 @@ def sights(yours):
 @law("Batch.mask")
 def no_answer_sees_the_other(yours):
     """A token of one answer does not see a token of the other."""
-    for at, of, seen, given in sights(yours):
-        if 0 < of < at:
-            yield equal(seen, False, given)
+    yield from (equal(seen, False, given) for at, of, seen, given in sights(yours) if 0 < of < at)
 
 
 @law("Batch.mask")
 def every_answer_sees_its_prompt(yours):
     """A token of either answer sees every token of the prompt."""
-    for at, of, seen, given in sights(yours):
-        if of == 0 < at:
-            yield equal(seen, True, given)
+    yield from (equal(seen, True, given) for at, of, seen, given in sights(yours) if of == 0 < at)
 
 
 @law("Batch.mask")
 def every_part_sees_itself(yours):
     """A token sees itself, and those of its own part that stand before it; padding too, or softmax would be NaN."""
-    for at, of, seen, given in sights(yours):
-        if at == of:
-            yield equal(seen, True, given)
+    yield from (equal(seen, True, given) for at, of, seen, given in sights(yours) if at == of)
 
 
 @law("Batch.mask")

@@ -34,9 +34,8 @@ def one_of_the_two_wins(yours):
     for w, r in rewards():
         first, second = yours(w, r), yours(r, w)
         given = f"rewards {w.item():g} and {r.item():g}, then the other way round"
-        yield holds(
-            (first + second - 1).abs() < 1e-9, f"{first.item():.4g} and {second.item():.4g}", "a sum of 1", given
-        )
+        got = f"{first.item():.4g} and {second.item():.4g}"
+        yield holds((first + second - 1).abs() < 1e-9, got, "a sum of 1", given)
 
 
 @law("bradley_terry")
