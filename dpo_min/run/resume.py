@@ -24,7 +24,6 @@ HASHES = {
 BY_CONTENT = {"data", "eval_data", "sft_data", "tokenizer", "adapter", "init", "reference"}
 ELSEWHERE = {"out", "resume", "shard"}  # no part of what is computed
 LENGTH = {"epochs", "max_steps"}  # compared as the number of steps
-FIXED = {"sft_steps"}  # if not given: as the run began, whose length its default depends on
 FREE = {"log_every", "eval_every", "save_every", "max_kl"}  # no weight depends on them
 PLACE = {"processor", "processes", "threads"}  # the machine, as far as it decides last bits
 ROUNDING = {"micro_batch_size", "checkpoint_activations", "compile", "device"} | PLACE
@@ -62,7 +61,7 @@ def compare(before, now):
     for name, value in now.items():
         was, flag = before.get(name), "--" + name.replace("_", "-")
         unknown = name not in before and name in {"versions", *PLACE, *HASHES}  # it began before this was noted
-        if value == was or unknown or name in BY_CONTENT | LENGTH or (name in FIXED and value is None):
+        if value == was or unknown or name in BY_CONTENT | LENGTH or (name == "sft_steps" and value is None):
             continue
         if name in HASHES:
             raise ValueError(f"--resume: the hash of {HASHES[name]} was {was} when the run began, now it is {value}")
@@ -102,9 +101,8 @@ def check_flags(flags, tokenizer):
     before = read_run(flags.out, flags)
     now = {name: value for name, value in kept_flags(flags).items() if value != "auto"}
     compare(before, now | {"tokenizer_sha256": tokenizer.fingerprint()})
-    for name in FIXED:
-        if getattr(flags, name) is None:
-            setattr(flags, name, before.get(name))
+    if flags.sft_steps is None:  # its default would depend on the length of the run as it is now
+        flags.sft_steps = before.get("sft_steps")
 
 
 def versions():
