@@ -196,11 +196,11 @@ def climb(language, method, policy, pairs, held_out, seed, costs):
         limits = language.end_of_text, language.max_new_tokens
         rollouts = roll_out(policy, language.reference, reward, asked, *limits, generator)
         if method.kind == "ppo":
-            metrics = learner.step(rollouts, generator)
+            learner.step(rollouts, generator)
         else:
-            metrics = reinforce_step(policy, optimizers[0], rollouts, language.samples, method.beta)
+            reinforce_step(policy, optimizers[0], rollouts, language.samples, method.beta)
         costs["updates"] += method.epochs * method.minibatches
-        costs["generated"] += metrics["tokens"]
+        costs["generated"] += int(rollouts.batch.lengths.sum())
         yield policy
 
 

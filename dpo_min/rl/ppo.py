@@ -20,11 +20,9 @@ from dpo_min.rl.rlhf import token_logps, update
 
 @dataclass
 class PPOConfig:
-    """The settings of PPO. Clip, γ, λ, epochs and horizon are those of Ziegler et al.'s program."""
+    """The settings of PPO. Clip, γ, λ and epochs are those of Ziegler et al.'s program."""
 
-    beta: float = 0.1  # price of a nat of KL; with target_kl the price at the start
-    target_kl: float | None = None  # nats an answer; β rises while the KL is above it, and falls while it is below
-    horizon: int = 10_000  # answers over which β adapts
+    beta: float = 0.1  # price of a nat of KL
     epochs: int = 4  # passes over the rollouts of a step
     minibatches: int = 1  # parts of a pass
     clip: float = 0.2  # how far ρ may move a token from 1; values too, in units of reward
@@ -74,28 +72,22 @@ def value_loss(values, old_values, returns, mask, clip):
     return 0.5 * squares[mask].mean()
 
 
-def adapt_beta(beta, kl, target, answers, horizon):
-    """β after `answers` answers of mean KL `kl`: times 1 + clamp(kl/target − 1, ±0.2) · answers/horizon (Ziegler)."""
-    return beta * (1 + max(-0.2, min(0.2, kl / target - 1)) * answers / horizon)
-
-
 class PPO:
     """A policy and its value network, a `ScalarGPT`, each with an optimizer of its own."""
 
     def __init__(self, config, policy, value, learning_rate, value_learning_rate):
-        self.config, self.policy, self.value, self.beta = config, policy, value, config.beta
+        self.config, self.policy, self.value = config, policy, value
         self.optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0)
         self.value_optimizer = torch.optim.AdamW(value.parameters(), lr=value_learning_rate, weight_decay=0)
 
     def step(self, rollouts, generator):
-        """Learn from `Rollouts` of the policy as it is now; `generator`, on the CPU, shuffles them. → name → number"""
+        """Learn from `Rollouts` of the policy as it is now; `generator`, on the CPU, shuffles them."""
         config, mask = self.config, rollouts.mask
         with torch.no_grad():
             values = self.value.values(rollouts.batch)  # (N, T)
-            rewards = token_payments(rollouts.rewards, rollouts.logps, rollouts.reference_logps, mask, self.beta)
+            rewards = token_payments(rollouts.rewards, rollouts.logps, rollouts.reference_logps, mask, config.beta)
             advantages = gae(rewards, values, config.gamma, config.lam)
         returns, answers = advantages + values, len(rollouts.pairs)
-        metrics, updates = dict.fromkeys(("policy/clipfrac", "policy/approxkl", "val/loss", "val/clipfrac"), 0.0), 0
         for _ in range(config.epochs):
             order = torch.randperm(answers, generator=generator)
             for index in order.split(math.ceil(answers / config.minibatches)):
@@ -106,17 +98,4 @@ class PPO:
                 )
                 logps, now = token_logps(self.policy, batch), self.value.values(batch)
                 update(self.optimizer, clipped_loss(logps, old_logps, A, config.clip).mean())
-                loss = value_loss(now, old_values, target, inside, config.clip)
-                update(self.value_optimizer, loss)
-                log_ratio = (logps.detach() - old_logps)[inside]  # (S,)
-                moved = (now.detach() - old_values)[inside].abs()
-                metrics["policy/clipfrac"] += (log_ratio.expm1().abs() > config.clip).double().mean().item()
-                metrics["policy/approxkl"] += 0.5 * (log_ratio**2).mean().item()
-                metrics["val/loss"] += loss.item()
-                metrics["val/clipfrac"] += (moved > config.clip).double().mean().item()
-                updates += 1
-        metrics = {name: total / updates for name, total in metrics.items()}
-        metrics |= rollouts.metrics(self.beta) | {"objective/beta": self.beta, "val/mean": values[mask].mean().item()}
-        if config.target_kl:
-            self.beta = adapt_beta(self.beta, metrics["objective/kl"], config.target_kl, answers, config.horizon)
-        return metrics
+                update(self.value_optimizer, value_loss(now, old_values, target, inside, config.clip))

@@ -184,17 +184,6 @@ class Rollouts:
         lengths = self.batch.lengths.to(self.logps.device)
         return torch.arange(self.logps.shape[1], device=lengths.device) < lengths[:, None]
 
-    def metrics(self, beta):
-        """The numbers that the field logs of rollouts: per answer, in nats or in units of reward."""
-        kl = (self.logps - self.reference_logps).sum(dim=-1)  # (N,)
-        return {
-            "objective/kl": kl.mean().item(),
-            "objective/entropy": -self.logps.sum(dim=-1).mean().item(),
-            "objective/scores": self.rewards.mean().item(),
-            "objective/rlhf_reward": (self.rewards - beta * kl).mean().item(),
-            "tokens": int(self.batch.lengths.sum()),
-        }
-
 
 def token_logps(model, batch):
     """Log π of each token of a `chosen_only` batch's completions, (B, T), 0 after their ends; rows sum to log π(y)."""
@@ -203,22 +192,16 @@ def token_logps(model, batch):
 
 
 @torch.no_grad()
-def roll_out(policy, reference, reward, prompts, end_of_text, max_new_tokens, generator, length_range=None):
+def roll_out(policy, reference, reward, prompts, end_of_text, max_new_tokens, generator):
     """Draw an answer to each prompt from the policy itself, and have it judged: → `Rollouts`.
 
     Args:
         reward: a function of (prompts, completions), lists of token ids, to (N,) rewards.
         prompts: N lists of token ids, none empty; for `leave_one_out` each stands K times, one after another.
         generator: source of the draws, on the model's device.
-        length_range: (shortest, longest): each answer's greatest length is drawn from it, and the answer is cut there.
-            The policy then learns from beginnings too. This changes the optimum, as a cut answer has no end-of-text.
     """
     drawn = generate(policy, prompts, end_of_text, max_new_tokens, generator)
     ids = [completion.ids for completion in drawn]
-    if length_range:
-        low, high = length_range
-        limits = torch.randint(low, high + 1, (len(ids),), generator=generator, device=generator.device).tolist()
-        ids = [answer[:limit] for answer, limit in zip(ids, limits, strict=True)]
     pairs = [TokenizedPair(prompt, answer, answer) for prompt, answer in zip(prompts, ids, strict=True)]
     batch = pack(pairs, chosen_only=True).to(policy.head_weight.device)
     logps, reference_logps = token_logps(policy, batch), token_logps(reference, batch)
@@ -226,11 +209,10 @@ def roll_out(policy, reference, reward, prompts, end_of_text, max_new_tokens, ge
 
 
 def reinforce_step(policy, optimizer, rollouts, samples, beta):
-    """One step of REINFORCE with `samples` = K answers to each prompt; returns the metrics of the rollouts."""
+    """One step of REINFORCE with `samples` = K answers to each prompt."""
     logps = token_logps(policy, rollouts.batch).sum(dim=-1)  # (N,)
     penalised = penalised_reward(rollouts.rewards, logps, rollouts.reference_logps.sum(dim=-1), beta)
     update(optimizer, reinforce_loss(logps, leave_one_out(penalised.view(-1, samples)).flatten()))
-    return rollouts.metrics(beta)
 
 
 # Best of n: draw n answers from the reference, keep the one with the highest reward. No training at all.

@@ -15,7 +15,7 @@ from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.exact import enumerate_completions, exact_log_policy
 from dpo_min.losses import LOSSES
 from dpo_min.objective import expectation, kl_divergence, log_partition, objective, optimal_policy
-from dpo_min.rl.ppo import PPO, PPOConfig, adapt_beta, clipped_loss, gae, token_payments, value_loss
+from dpo_min.rl.ppo import PPO, PPOConfig, clipped_loss, gae, token_payments, value_loss
 from dpo_min.rl.rlhf import (
     Rollouts,
     ScalarGPT,
@@ -245,22 +245,21 @@ def test_an_update_goes_downhill_by_the_gradient_shortened_to_its_limit(seed, li
 
 
 @AVERAGE
-@given(SEEDS, st.one_of(st.none(), st.tuples(st.integers(1, 2), st.integers(2, 3))))
-@example(0, None)
-def test_rollouts_are_the_policys_own_answers_with_their_exact_log_probabilities(tiny_gpt, seed, length_range):
-    """Kills: the reference's log-probs for the policy's, rewards in another order, lengths that are not drawn."""
+@given(SEEDS)
+@example(0)
+def test_rollouts_are_the_policys_own_answers_with_their_exact_log_probabilities(tiny_gpt, seed):
+    """Kills: the reference's log-probs for the policy's, rewards in another order."""
     policy, generator = moved(tiny_gpt, seed), torch.Generator().manual_seed(seed)
     prompts = [[0, 2], [1]] * 4
 
     def reward(prompts, completions):
         return torch.tensor([10.0 * prompt[0] + len(y) for prompt, y in zip(prompts, completions, strict=True)])
 
-    rollouts = roll_out(policy, tiny_gpt, reward, prompts, END, 3, generator, length_range)
-    low, high = length_range or (1, 3)
+    rollouts = roll_out(policy, tiny_gpt, reward, prompts, END, 3, generator)
     for k, (prompt, pair) in enumerate(zip(prompts, rollouts.pairs, strict=True)):
         answer = pair.chosen_ids
-        assert pair.prompt_ids == prompt and len(answer) <= high
-        assert len(answer) >= low or answer[-1] == END
+        assert pair.prompt_ids == prompt and 1 <= len(answer) <= 3
+        assert len(answer) == 3 or answer[-1] == END
         assert rollouts.rewards[k] == 10 * prompt[0] + len(answer)
         assert rollouts.mask[k].sum() == len(answer) == rollouts.batch.lengths[k]
         for model, logps in ((policy, rollouts.logps), (tiny_gpt, rollouts.reference_logps)):
@@ -268,13 +267,6 @@ def test_rollouts_are_the_policys_own_answers_with_their_exact_log_probabilities
             steps = [exact[len(prompt) - 1 + t, token] for t, token in enumerate(answer)]
             assert_close(logps[k, : len(answer)], torch.stack(steps), rtol=1e-9, atol=1e-9)
             assert (logps[k, len(answer) :] == 0).all()
-    kl = (rollouts.logps - rollouts.reference_logps).sum() / 8
-    metrics = rollouts.metrics(0.3)
-    assert metrics["objective/kl"] == pytest.approx(kl.item())
-    assert metrics["objective/rlhf_reward"] == pytest.approx(rollouts.rewards.mean().item() - 0.3 * kl.item())
-    assert metrics["objective/scores"] == pytest.approx(rollouts.rewards.mean().item())
-    assert metrics["objective/entropy"] == pytest.approx(-rollouts.logps.sum().item() / 8)
-    assert metrics["tokens"] == rollouts.mask.sum()
 
 
 # PPO.
@@ -378,22 +370,11 @@ def test_the_value_loss_is_half_a_square_and_its_clip_only_ever_raises_it(seed, 
     assert_close(value_loss(old + by, old, target, mask, clip), expected, rtol=1e-9, atol=1e-12)
 
 
-@given(st.floats(0.01, 10), st.floats(0, 50), st.floats(0.1, 10), st.integers(1, 512))
-@example(0.1, 6.0, 6.0, 64)
-def test_the_adaptive_coefficient_rises_above_its_target_and_falls_below(beta, kl, target, answers):
-    """Kills: target/kl, an unbounded step, a coefficient that turns negative."""
-    after = adapt_beta(beta, kl, target, answers, horizon=10_000)
-    assert (after - beta) * (kl - target) >= 0
-    assert abs(after / beta - 1) <= 0.2 * answers / 10_000 + 1e-12
-    assert adapt_beta(beta, target, target, answers, 100) == beta
-    assert adapt_beta(1.0, 1.1 * target, target, 100, 1000) == pytest.approx(1.01)
-
-
 # The whole of it: both end in π_r.
 
 
 def learn(tiny_gpt, learner, steps, beta=0.5, answers=32):
-    """KL(π‖π_r) before and after, and the last metrics."""
+    """KL(π‖π_r) before and after."""
     worth = {y: torch.tensor(0.5 * y.count(1) - 0.5 * y.count(3), dtype=torch.float64) for y in ANSWERS}
     reward = torch.stack(list(worth.values()))
     policy, generator = copy.deepcopy(tiny_gpt).requires_grad_(True), torch.Generator().manual_seed(0)
@@ -404,10 +385,10 @@ def learn(tiny_gpt, learner, steps, beta=0.5, answers=32):
         return torch.stack([worth[tuple(y)] for y in completions])
 
     for _ in range(steps):
-        metrics = step(roll_out(policy, tiny_gpt, judge, [PROMPT] * answers, END, LONGEST, generator))
+        step(roll_out(policy, tiny_gpt, judge, [PROMPT] * answers, END, LONGEST, generator))
     with torch.no_grad():
         log_policy = exact_log_policy(policy, PROMPT, END, LONGEST)
-    return kl_divergence(log_ref, optimum).item(), kl_divergence(log_policy, optimum).item(), metrics
+    return kl_divergence(log_ref, optimum).item(), kl_divergence(log_policy, optimum).item()
 
 
 def test_reinforce_goes_to_the_optimum(tiny_gpt):
@@ -417,37 +398,22 @@ def test_reinforce_goes_to_the_optimum(tiny_gpt):
         optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, weight_decay=0)
         return lambda rollouts: reinforce_step(policy, optimizer, rollouts, 32, beta)
 
-    before, after, metrics = learn(tiny_gpt, learner, 40)
+    before, after = learn(tiny_gpt, learner, 40)
     assert before > 0.2 and after < 0.02
-    assert set(metrics) == {"objective/kl", "objective/entropy", "objective/scores", "objective/rlhf_reward", "tokens"}
 
 
-def test_ppo_goes_to_the_optimum_and_reports_what_the_field_reports(tiny_gpt):
+def test_ppo_goes_to_the_optimum(tiny_gpt):
     """Kills: any sign, advantages of other rows after a shuffle, a value network that is not trained."""
 
+    value = ScalarGPT(copy.deepcopy(tiny_gpt).requires_grad_(True))
+
     def learner(policy, beta, generator):
-        value = ScalarGPT(copy.deepcopy(tiny_gpt).requires_grad_(True))
         ppo = PPO(PPOConfig(beta=beta, epochs=2, minibatches=2), policy, value, 1e-2, 1e-2)
         return lambda rollouts: ppo.step(rollouts, generator)
 
-    before, after, metrics = learn(tiny_gpt, learner, 20)
+    before, after = learn(tiny_gpt, learner, 20)
     assert before > 0.2 and after < 0.02
-    assert metrics["val/loss"] < 0.5 and 0 <= metrics["policy/clipfrac"] < 0.5
-    assert 0 < metrics["policy/approxkl"] < 0.1 and metrics["objective/beta"] == 0.5
-
-
-def test_the_first_pass_over_rollouts_has_ratio_one_and_a_target_moves_beta(tiny_gpt):
-    """Kills: old log-probabilities of another model, metrics that are always 0, a β that stays."""
-    generator = torch.Generator().manual_seed(0)
-    policy = moved(tiny_gpt, 3)
-    ppo = PPO(
-        PPOConfig(beta=0.3, target_kl=1e-9, horizon=2000, epochs=1), policy, ScalarGPT(moved(tiny_gpt, 4)), 1e-3, 1e-3
-    )
-    rollouts = roll_out(policy, tiny_gpt, lambda x, y: torch.ones(len(y)), [PROMPT] * 400, END, 2, generator)
-    first = ppo.step(rollouts, generator)
-    assert first["policy/clipfrac"] == 0 and first["policy/approxkl"] < 1e-20 and first["val/mean"] == 0
-    assert ppo.beta == pytest.approx(0.3 * (1 + 0.2 * 400 / 2000))
-    assert ppo.step(rollouts, generator)["policy/approxkl"] > 1e-9
+    assert value.head.weight.abs().max() > 0.01
 
 
 # Best of n.
