@@ -108,7 +108,7 @@ class Lock:
     """One program at a time: a lock on a file, which ends with the process that holds it, however that ends."""
 
     def __init__(self, path, wait=0):
-        """Take it, within `wait` seconds, or for as long as it takes if that is True; waiting says so.
+        """Take it, within `wait` seconds; waiting says so.
 
         Raises:
             BlockingIOError: another holds it.
@@ -125,7 +125,7 @@ class Lock:
                 if error.errno in NO_LOCKS:
                     print(f"note: {path}: {error.strerror} on this file system: start one program at a time there")
                     break
-                if not isinstance(error, BlockingIOError) or (wait is not True and waited >= wait):
+                if not isinstance(error, BlockingIOError) or waited >= wait:
                     self.file.close()
                     raise
             if waited > PATIENCE and not said:

@@ -108,7 +108,7 @@ with Lock(sys.argv[1]):
 
 
 def test_a_lock_is_held_by_one_and_waiting_for_it_says_so(tmp_path, capsys, monkeypatch):
-    """Kills: a wait without a word; one without end where seconds are given; a lock that outlives its process."""
+    """Kills: a wait without a word; one without end; a lock that outlives its process."""
     path = tmp_path / ".lock"
     environment = os.environ | {"PYTHONPATH": "."}
     with subprocess.Popen(
@@ -124,7 +124,7 @@ def test_a_lock_is_held_by_one_and_waiting_for_it_says_so(tmp_path, capsys, monk
         assert capsys.readouterr().out == f"waiting for another program, which holds {path}\n"
         sleep = time.sleep
         monkeypatch.setattr(time, "sleep", lambda seconds: (holder.kill(), holder.wait(), sleep(0)))
-        with Lock(path, wait=True):
+        with Lock(path, wait=60):
             pass
         assert capsys.readouterr().out.count("waiting") == 1
 
