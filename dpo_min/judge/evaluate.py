@@ -63,8 +63,8 @@ class EvaluateFlags(RowFlags):
     max_new_tokens: int = flag(64, "cut drawn answers here; the KL is that of this many tokens", COUNT)
     scorer: str | None = flag(None, "score answers for the win rate: module:function or FILE.jsonl:column")
     beta: float | None = flag(None, "β of the reward; default: that of the run of --model, else 0.1", POSITIVE)
-    micro_batch_size: int = flag(16, "pairs per forward; lower it if memory runs out, the result stays", COUNT)
     seed: int = flag(0, "another seed takes other rows and draws other answers", SEED)
+    micro_batch_size: int = flag(16, "pairs per forward; lower it if memory runs out, the result stays", COUNT)
     device: str = flag("auto", "where to compute", ["auto", "cpu", "cuda", "mps"])
     dtype: str = flag("auto", "auto: bfloat16 on CUDA, float32 elsewhere", ["auto", "float32", "bfloat16", "float16"])
     json: bool = flag(False, "print JSON instead of a table")
@@ -77,8 +77,6 @@ GROUPS = sections(
     ("how rows are read", "template"),
     ("what is measured", "skip_bad_rows"),
     ("memory and speed", "micro_batch_size"),
-    ("what is measured", "seed"),
-    ("memory and speed", "device"),
     ("output", "json"),
 )
 EXAMPLE = "python -m dpo_min.judge.evaluate --model MODEL --reference REFERENCE --data FILE"

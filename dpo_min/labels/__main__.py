@@ -35,20 +35,15 @@ class LabelFlags:
     out: Path = flag(MISSING, "the labels, as train.py reads them; an existing file is continued")
     annotator: str | None = flag(None, "write into each row who chose, under this name, and when")
     repeat: int = flag(10, "show every N-th pair a second time, sides swapped, to measure the noise; 0: none", NATURAL)
+    port: int = flag(0, "of the page; 0: a free one", between(0, 65535, "a whole number from 0 to 65535"))
     scorer: str | None = flag(None, "label without a person: module:function, or a model directory with --reference")
     reference: Path | None = flag(None, "the model that a --scorer that is a model is measured against")
     compare: str = flag("best-worst", "of a prompt's answers, by the scorer: one pair, or all pairs", [*COMPARISONS])
-    port: int = flag(0, "of the page; 0: a free one", between(0, 65535, "a whole number from 0 to 65535"))
     report: bool = flag(False, "say what the labels so far are worth, and end")
 
 
 GROUPS = sections(
-    LabelFlags,
-    "candidates out",
-    ("labelling", "annotator"),
-    ("by a scorer", "scorer"),
-    ("labelling", "port"),
-    ("output", "report"),
+    LabelFlags, "candidates out", ("labelling", "annotator"), ("by a scorer", "scorer"), ("output", "report")
 )
 ABOUT = "Choose between answers, in a browser on this machine or by a scorer."
 EXAMPLE = "python -m dpo_min.labels candidates.jsonl --out prefs.jsonl"

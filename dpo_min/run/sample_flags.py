@@ -36,13 +36,13 @@ class SampleFlags(RowFlags):
     top_p: float = flag(1.0, "draw among the likeliest tokens that together reach this probability", kinds.PROBABILITY)
     min_p: float = flag(0.0, "draw among the tokens at least this share as likely as the likeliest", kinds.FRACTION)
     repetition_penalty: float = flag(1.0, "above 1 tokens that were there before become less likely", kinds.POSITIVE)
+    seed: int = flag(0, "another seed, other answers", kinds.SEED)
     num_beams: int | None = flag(None, "draw nothing: search the likeliest answer, so many at a time", kinds.SIZE)
     length_penalty: float = flag(0.0, "beams rank by log-probability/length^X: above 0 favours longer", kinds.EXPONENT)
     min_new_tokens: int = flag(0, "the shortest answer, unless --stop ends it", kinds.NATURAL)
     max_new_tokens: int = flag(200, "the longest answer; all end where the model's positions do", kinds.COUNT)
     length_range: list[int] | None = flag(None, "draw each answer's limit uniformly", None, ("LO", "HI"))
     stop: list[str] = flag([], "end an answer before any of these texts", None, "TEXT")
-    seed: int = flag(0, "another seed, other answers", kinds.SEED)
     device: str = flag("auto", "where to compute", ["auto", "cpu", "cuda", "mps"])
     dtype: str = flag("auto", "auto: bfloat16 on CUDA, float32 elsewhere", ["auto", "float32", "bfloat16", "float16"])
     credit: bool = flag(False, "colour each token by its reward, β (log π − log π_ref)")
@@ -59,11 +59,9 @@ GROUPS = sections(
     SampleFlags,
     "model reference prompt prompts num_samples",
     ("how prompts are written", "one_prompt"),
-    ("how prompts are written", "template"),
     ("drawing", "temperature"),
     ("beams instead of drawing", "num_beams"),
     ("length", "min_new_tokens"),
-    ("drawing", "seed"),
     ("memory and speed", "device"),
     ("the reward of each token, against --reference", "credit"),
     ("output", "jsonl"),

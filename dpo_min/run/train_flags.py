@@ -26,6 +26,8 @@ class TrainFlags(RowFlags):
     sft_data: list[str] = flag([], "fit the first model to the chosen side of these rows; default: of --data")
     skip_bad_rows: bool = flag(False, "leave malformed rows out instead of stopping at them")
     ties: str = flag("drop", "rows with tie true: leave them out, or train both ways at half weight", ["drop", "half"])
+    max_length: int | None = flag(None, "tokens of prompt + completion; default: 512, or --block-size", kinds.LENGTH)
+    max_prompt_length: int | None = flag(None, "tokens a cut prompt keeps; default: half --max-length", kinds.COUNT)
     init: Path | None = flag(None, "model directory to start from; without it a small GPT is fitted first")
     adapter: Path | None = flag(None, "adapter directory that belongs to --init: the run begins with both, merged")
     reference: Path | None = flag(None, "model directory of the reference, if it is not --init")
@@ -33,6 +35,10 @@ class TrainFlags(RowFlags):
     reference_alpha: float = flag(0.6, "length of such a step; 1 makes it the policy", kinds.PROBABILITY)
     tokenizer: str | None = flag(None, "bytes, gpt2 or a directory; default: --init's own, bytes without --init")
     out: Path | None = flag(None, "run directory; default: runs/ and the name of the data")
+    n_layer: int = flag(4, "blocks of the GPT that is fitted from scratch", kinds.SIZE)
+    n_head: int = flag(4, "its attention heads", kinds.SIZE)
+    n_embd: int = flag(128, "its width", kinds.SIZE)
+    block_size: int | None = flag(None, "its longest sequence; default: --max-length", kinds.LENGTH)
     loss_type: str = flag(
         "sigmoid", f"{LOSS.words}; docs/losses.md says which to use for which trouble, and where each one ends", LOSS
     )
@@ -44,13 +50,6 @@ class TrainFlags(RowFlags):
     max_steps: int | None = flag(None, "optimiser steps, instead of --epochs", kinds.COUNT)
     sft_steps: int | None = flag(None, "length of the first fit; default: as long as what follows", kinds.COUNT)
     batch_size: int = flag(32, "pairs per optimiser step; larger for noisier labels", kinds.COUNT)
-    micro_batch_size: int = flag(8, "pairs per forward; smaller when memory runs out, same result", kinds.COUNT)
-    lora: int | None = flag(None, "train an adapter of this rank and no weight; a first fit trains all", kinds.RANK)
-    lora_alpha: float | None = flag(None, "its strength, α of α/r; default: twice the rank", kinds.POSITIVE)
-    lora_targets: list[str] | None = flag(
-        None, "linear layers that get one, such as c_attn q_proj; default: all of the blocks", None, "NAME"
-    )
-    export: str | None = flag(None, "write only model/, or only adapter/; default: both", ["merged", "adapter"])
     learning_rate: float | None = flag(
         None,
         "default: 1e-4, 2e-3 for sft; with --init 2e-5 (models of billions: a tenth); with --lora ten times that",
@@ -61,17 +60,18 @@ class TrainFlags(RowFlags):
     optimizer: str = flag("adamw", "rmsprop is the paper's, and holds half the state", ["adamw", "rmsprop"])
     weight_decay: float = flag(0.0, "pull of the matrices towards zero", kinds.DECAY)
     max_grad_norm: float = flag(1.0, "gradients longer than this are shortened to it", kinds.POSITIVE)
-    max_length: int | None = flag(None, "tokens of prompt + completion; default: 512, or --block-size", kinds.LENGTH)
-    max_prompt_length: int | None = flag(None, "tokens a cut prompt keeps; default: half --max-length", kinds.COUNT)
-    n_layer: int = flag(4, "blocks of the GPT that is fitted from scratch", kinds.SIZE)
-    n_head: int = flag(4, "its attention heads", kinds.SIZE)
-    n_embd: int = flag(128, "its width", kinds.SIZE)
-    block_size: int | None = flag(None, "its longest sequence; default: --max-length", kinds.LENGTH)
+    micro_batch_size: int = flag(8, "pairs per forward; smaller when memory runs out, same result", kinds.COUNT)
     dtype: str = flag("auto", "auto: bfloat16 on CUDA, float32 elsewhere", ["auto", "float32", "bfloat16", "float16"])
     device: str = flag("auto", "where to compute", ["auto", "cpu", "cuda", "mps"])
     checkpoint_activations: bool = flag(False, "compute each block twice to hold only its input: less memory, slower")
     compile: bool = flag(False, "torch.compile both models: a slow start, then faster steps")
     shard: bool = flag(False, "under torchrun, FSDP instead of DDP: when one device cannot hold the training state")
+    lora: int | None = flag(None, "train an adapter of this rank and no weight; a first fit trains all", kinds.RANK)
+    lora_alpha: float | None = flag(None, "its strength, α of α/r; default: twice the rank", kinds.POSITIVE)
+    lora_targets: list[str] | None = flag(
+        None, "linear layers that get one, such as c_attn q_proj; default: all of the blocks", None, "NAME"
+    )
+    export: str | None = flag(None, "write only model/, or only adapter/; default: both", ["merged", "adapter"])
     seed: int = flag(0, "initial weights, split and order of the data", kinds.SEED)
     resume: bool = flag(False, "continue the run in --out from its checkpoint")
     log_every: int = flag(10, "steps between train lines of metrics.jsonl", kinds.COUNT)
@@ -127,10 +127,6 @@ GROUPS = sections(
     ("optimiser", "epochs"),
     ("memory and speed", "micro_batch_size"),
     ("LoRA", "lora"),
-    ("optimiser", "learning_rate"),
-    ("data", "max_length"),
-    ("model", "n_layer"),
-    ("memory and speed", "dtype"),
     ("the run", "seed"),
     ("objective", f"loss_{next(iter(PARAMETERS))}"),
 )
