@@ -36,12 +36,10 @@ class Lists(Criterion):
     def loss(self, stage, rows, batch, denominator):
         """As `Imitation.loss`. The best answer is the chosen side, the mean of the others the rejected one."""
         policy, reference = log_probabilities(stage, batch)
-        widths = [len(row.completions) for row in rows]
-        places = [(i, k) for k in range(max(widths)) for i, width in enumerate(widths) if k < width]
-        places = tuple(torch.tensor(places, device=policy.device).T)
-        empty = policy.new_zeros(len(rows), max(widths))
-        policy, reference = (empty.index_put(places, logps) for logps in (policy, reference))  # (B, K) best first
-        present = empty.index_put(places, torch.ones_like(policy[places])) > 0
+        widths = torch.tensor([len(row.completions) for row in rows], device=policy.device)
+        present = torch.arange(int(widths.max()), device=policy.device) < widths[:, None]  # (B, K)
+        empty = policy.new_zeros(present.T.shape)  # (K, B), as the batch has all first answers before all second ones
+        policy, reference = (empty.masked_scatter(present.T, x).T for x in (policy, reference))  # (B, K) best first
         loss = plackett_luce(policy - reference, self.flags.beta, present).sum() / denominator
         return loss, list_metrics(policy, reference, present, self.flags.beta)
 
