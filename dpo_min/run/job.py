@@ -30,7 +30,7 @@ def prepare(argv):
     """The `Job` of a command line; a mistake in flags or rows ends the program with one line and exit code 2."""
     print_once()
     with mistakes():
-        flags, given = read_flags(argv, "Train a language model on preferences, by DPO.")
+        flags, given = read_flags(argv)
         tokenizer = resolve_lengths(flags)
         template = use_template(tokenizer, flags.template, flags.system)
         flags.template = "auto" if template.bare else template.name  # as config.json keeps them

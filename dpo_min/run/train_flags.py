@@ -130,6 +130,7 @@ GROUPS = sections(
     ("the run", "seed"),
     ("objective", f"loss_{next(iter(PARAMETERS))}"),
 )
+ABOUT = "Train a language model on preferences, by DPO."
 EXAMPLE = "python train.py --data prefs.jsonl --init gpt2/ --out runs/first"
 
 
@@ -177,12 +178,9 @@ WITHOUT_EFFECT = (
 )
 
 
-def read_flags(argv, about):
-    """(flags, names of those given) of a command line; ValueError for a flag that is wrong or without effect.
-
-    Args: about, the line that --help begins with.
-    """
-    flags, given = parse(TrainFlags, argv, about, GROUPS, EXAMPLE)
+def read_flags(argv):
+    """(flags, names of those given) of a command line; ValueError for a flag that is wrong or without effect."""
+    flags, given = parse(TrainFlags, argv, ABOUT, GROUPS, EXAMPLE)
     for applies, names, reason in WITHOUT_EFFECT:
         if applies(flags):
             refuse(given, names.split(), reason)

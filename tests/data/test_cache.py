@@ -376,7 +376,7 @@ def test_the_command_keeps_large_data_beside_the_run_and_small_data_nowhere(tmp_
 def test_a_run_has_a_directory_of_its_own(tmp_path, monkeypatch, argv, out):
     """Kills: runs/ itself made the run, and cache/ beside it the cache of other people's files."""
     monkeypatch.chdir(tmp_path)
-    assert read_flags(argv, "")[0].out == Path(out)
+    assert read_flags(argv)[0].out == Path(out)
 
 
 @pytest.mark.parametrize("argv", [["--data", "cache.jsonl"], ["--data", "a.jsonl", "--out", "x/Cache"]])
@@ -384,7 +384,7 @@ def test_no_run_is_the_cache_of_its_neighbours(tmp_path, monkeypatch, argv):
     """Kills: a run that "may be deleted", and whose lock the others wait for."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"--out .*ache: cache/ is what the runs beside it share"):
-        read_flags(argv, "")
+        read_flags(argv)
 
 
 def test_of_several_processes_that_need_one_cache_one_makes_it(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ def test_the_flags_of_every_run_are_accepted_and_stand_on_the_page_beside_its_pi
     (section,) = re.findall(rf"(?s)<!-- {name} -->\n(.*?)<!-- end -->", PAGE)
     assert f"(figures/symptom-{name}.png)" in section
     for label, own in symptoms.SYMPTOMS[name].runs.items():
-        flags, _ = read_flags(symptoms.command_of({**symptoms.COMMON, **own}, tmp_path, "run")[1:], "")
+        flags, _ = read_flags(symptoms.command_of({**symptoms.COMMON, **own}, tmp_path, "run")[1:])
         assert flags.data == [str(tmp_path / own.get("--data", "prefs.jsonl"))]
         assert f"| {label} | {symptoms.shown(own)} |" in section
 

@@ -119,11 +119,11 @@ def test_a_parameter_is_taken_by_the_losses_that_have_it_and_refused_by_all_othe
     """Kills: an option that is ignored under another option."""
     argv = ["--data", "x.jsonl", "--loss-type", name, f"--loss-{parameter}", "0.3"]
     if name in PARAMETERS[parameter]:
-        flags, _ = read_flags(argv, "")
+        flags, _ = read_flags(argv)
         assert getattr(flags, f"loss_{parameter}") == 0.3
     else:
         with pytest.raises(ValueError, match=f"^--loss-{parameter} has no effect except with --loss-type "):
-            read_flags(argv, "")
+            read_flags(argv)
 
 
 NO_LOSS = ["dpo", "sigmoid,sigmoid", "sigmoid:-1", "sigmoid:nan", "sigmoid:x", "sft:1", "", "kto:1", "sigmoid:1,"]
@@ -135,7 +135,7 @@ def test_a_loss_that_is_none_or_a_mix_that_cannot_be_is_refused_in_one_line_with
     with pytest.raises(
         ValueError, match=r"--loss-type: expected one of sigmoid, cdpo, .* such as sigmoid:1,s"
     ) as error:
-        read_flags(["--data", "x.jsonl", f"--loss-type={text}"], "")
+        read_flags(["--data", "x.jsonl", f"--loss-type={text}"])
     assert "\n" not in str(error.value)
 
 
