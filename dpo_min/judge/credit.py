@@ -156,5 +156,5 @@ class Judge:
     def close(self):
         """Write the page, if there is to be one."""
         if self.flags.html:
-            text = page("Where the reward went", self.groups, self.flags.beta)
+            text = page(self.groups, self.flags.beta)
             self.flags.html.write_text(text, encoding="utf-8")

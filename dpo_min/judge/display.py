@@ -130,7 +130,7 @@ def wrap(text, width):
 PAGE = Path(__file__).with_name("credit.html")
 
 
-def page(title, groups, beta):
+def page(groups, beta):
     """One page of HTML with nothing from elsewhere and no script; `groups` are (prompt, answers), one scale for all."""
     scale = scale_of([answer for _, answers in groups for answer in answers])
     sections = []
@@ -145,8 +145,7 @@ def page(title, groups, beta):
                 sections.append(f"<p>{escape(verdict(*pair, beta))}</p>")
     steps = "".join(mark(f" {signed(x * scale)} ", x * scale, scale) for x in (-1, -0.5, 0, 0.5, 1))
     body = "\n".join(sections)
-    parts = {"title": escape(title), "beta": f"{beta:g}", "steps": steps, "body": body}
-    return Template(PAGE.read_text(encoding="utf-8")).substitute(parts)
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(beta=f"{beta:g}", steps=steps, body=body)
 
 
 def mark(text, reward, scale, tokens=1):
