@@ -47,6 +47,13 @@ def handlers():
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def quickly(monkeypatch):
+    """Runs without what costs most of a short one and is looked at elsewhere: the picture, and waiting for the disk."""
+    monkeypatch.setattr("train.draw_curves", lambda directory: None)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -21,6 +21,7 @@ from dpo_min.run import job
 from dpo_min.run.sample_flags import prepare
 from dpo_min.run.session import save_model_directory
 from dpo_min.system import program
+from tests.training import write
 
 CONTROL = {"<|endoftext|>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
 SOURCE = (
@@ -38,11 +39,6 @@ def message(role, content):
 
 def rows(n):
     return [{"prompt": f"q{i}?", "chosen": "good" + "!" * (i % 3), "rejected": "bad"} for i in range(n)]
-
-
-def write(path, values):
-    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 The file is also the program that the first start runs: `torchrun … tests/run/test_distributed.py DIRECTORY`.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -19,11 +18,12 @@ from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.llama import LlamaConfig
-from dpo_min.model.weights import MODELS, load_model
+from dpo_min.model.weights import MODELS
 from dpo_min.run import distributed, session
-from dpo_min.run.job import prepare
 from dpo_min.run.train_flags import TrainFlags
-from dpo_min.system import launcher, program
+from dpo_min.system import launcher
+from tests import training
+from tests.training import equal, metrics, rows, weights, write
 
 ROOT = Path(train.__file__).parent
 STEPS, STOP_AT = 9, 5
@@ -81,21 +81,18 @@ def fit(directory, kind=train.Stage, sizes=SIZES, **settings):
 
 def result(directory):
     """(the lines of metrics.jsonl without what a clock measured, the weights)."""
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["tokens_per_second"]
-    return lines, torch.load(directory / "weights.pt")
+    return metrics(directory), torch.load(directory / "weights.pt")
 
 
 def close(directory, expected):
     """Whether a run ended as the expected one did, every line and every weight, to 1e-9."""
-    (lines, weights), (expected_lines, expected_weights) = result(directory), expected
+    (lines, found), (expected_lines, expected_weights) = result(directory), expected
     assert [line.keys() for line in lines] == [line.keys() for line in expected_lines]
     for line, other in zip(lines, expected_lines, strict=True):
         assert line.pop("split") == other.copy().pop("split")
         assert line == pytest.approx({name: other[name] for name in line}, rel=0, abs=1e-9)
-    assert weights.keys() == expected_weights.keys()
-    for name, tensor in weights.items():
+    assert found.keys() == expected_weights.keys()
+    for name, tensor in found.items():
         torch.testing.assert_close(tensor, expected_weights[name], rtol=0, atol=1e-9)
     return True
 
@@ -195,43 +192,35 @@ def test_one_process_goes_on_where_it_stopped_and_a_torn_checkpoint_is_no_checkp
 
 # --- the command ------------------------------------------------------------------------------------------------
 
-TINY = "--n-layer 1 --n-head 2 --n-embd 16 --max-length 48 --max-steps 4 --batch-size 14 --log-every 2 --eval-every 2"
+STEPS_OF_IT = "--max-steps 4 --batch-size 14 --log-every 2 --eval-every 2"
 
 
 @pytest.fixture(scope="module")
 def prefs(tmp_path_factory):
-    path = tmp_path_factory.mktemp("prefs") / "prefs.jsonl"
-    sides = [(f" {'a' * (i % 7)}!!", f" {'b' * (i % 5)}?") for i in range(40)]
-    rows = [{"prompt": f"q{i}:", "chosen": chosen, "rejected": rejected} for i, (chosen, rejected) in enumerate(sides)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write(tmp_path_factory.mktemp("prefs") / "prefs.jsonl", rows(40))
 
 
 def test_the_command_under_torchrun_writes_and_prints_once_and_one_process_can_go_on(tmp_path, prefs):
     """The first fit included; with --shard, which is no part of what --resume compares."""
-    flags = ["--data", str(prefs), *TINY.split()]
+    flags = ["--data", prefs, *training.TINY, *STEPS_OF_IT.split()]
     shown = torchrun("train.py", *flags, "--out", tmp_path / "two", "--shard")
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("done:") == shown.stdout.count("pairs to train on") == 1
     assert "2 processes on cpu" in shown.stdout
-    assert program.guard(train.train, prepare([*flags, "--out", str(tmp_path / "one")])) == 0
-    two, one = (
-        [json.loads(line) for line in (tmp_path / out / "metrics.jsonl").read_text().splitlines()]
-        for out in ("two", "one")
-    )
+    assert training.fit(*flags, "--out", tmp_path / "one") == 0
+    two, one = metrics(tmp_path / "two"), metrics(tmp_path / "one")
     assert two[0]["rewards/margins"] == 0 and two[0]["loss"] == pytest.approx(0.6931472, abs=1e-7)
     for line, other in zip(two, one, strict=True):
-        del line["tokens_per_second"], line["split"]
+        del line["split"]
         assert line == pytest.approx({name: other[name] for name in line}, rel=1e-3, abs=1e-4)
     for name in ("model", "best", "reference"):
         assert load_tokenizer(tmp_path / "two" / name).vocab_size == 257
-        weights = load_model(tmp_path / "two" / name).state_dict()
-        for key, tensor in load_model(tmp_path / "one" / name).state_dict().items():
-            torch.testing.assert_close(weights[key], tensor, rtol=0, atol=1e-3)
-    assert program.guard(train.train, prepare([*flags, "--out", str(tmp_path / "two"), "--resume"])) == 0
-    again = load_model(tmp_path / "two" / "model").state_dict()
-    weights = load_model(tmp_path / "two" / "model").state_dict()
-    assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+        before = weights(tmp_path / "two" / name)
+        for key, tensor in weights(tmp_path / "one" / name).items():
+            torch.testing.assert_close(before[key], tensor, rtol=0, atol=1e-3)
+    before = weights(tmp_path / "two" / "model")
+    assert training.fit(*flags, "--out", tmp_path / "two", "--resume") == 0
+    assert equal(before, weights(tmp_path / "two" / "model"))
 
 
 def test_trouble_in_one_process_ends_all_with_one_message(tmp_path, prefs):
@@ -241,8 +230,7 @@ def test_trouble_in_one_process_ends_all_with_one_message(tmp_path, prefs):
     with torch.no_grad():
         model.wpe.weight[10:] = torch.nan
     session.save_model_directory(model, tokenizer, tmp_path / "nan")
-    rows = prefs.read_text().splitlines(keepends=True)
-    (tmp_path / "two.jsonl").write_text(rows[6] + rows[7])  # 13 tokens and 8, one for each process
+    write(tmp_path / "two.jsonl", [rows(7)[6], rows(1)[0]])  # one for each process: 14 tokens and more, and 7
     flags = ["--init", tmp_path / "nan", "--eval-fraction", "0", "--max-length", "48"]
     shown = torchrun("train.py", "--data", tmp_path / "two.jsonl", *flags, "--out", tmp_path / "run")
     assert shown.returncode != 0

@@ -1,7 +1,5 @@
 """No flag without effect: every flag of train.py, under every loss, changes what is computed, or is refused."""
 
-import json
-import os
 from dataclasses import fields
 
 import pytest
@@ -16,6 +14,7 @@ from dpo_min.run import session
 from dpo_min.run.job import prepare
 from dpo_min.run.loss_flags import PARAMETERS, ROWS, SMOOTHED
 from dpo_min.run.train_flags import TrainFlags
+from tests.training import metrics, write
 
 # A loss of every kind: of the margin, with ε, with facts, with a shift, without a reference, with tokens of its own.
 LOSSES = ["sigmoid", "cdpo", "rpo", "bco", "cpo", "simpo", "ld", "sft"]
@@ -35,14 +34,13 @@ def place(tmp_path_factory):
     """What the flags name: data, models, a tokenizer of other ids."""
     place = tmp_path_factory.mktemp("flags")
     for name, n in (("data", 12), ("other", 9)):
-        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(n, name)))
+        write(place / f"{name}.jsonl", rows(n, name))
     (place / "bad.jsonl").write_text((place / "data.jsonl").read_text() + "not json\n")
     for name, renamed in (("title", "prompt"), ("good", "chosen"), ("worse", "rejected"), ("context", "")):
         named = [{name if k == renamed else k: v for k, v in row.items()} for row in rows(12, "data")]
         named = named if renamed else [row | {"context": "a story"} for row in named]
-        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
-    ties = [row | {"tie": i % 3 == 0} for i, row in enumerate(rows(12, "data"))]
-    (place / "ties.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ties))
+        write(place / f"{name}.jsonl", named)
+    write(place / "ties.jsonl", [row | {"tie": i % 3 == 0} for i, row in enumerate(rows(12, "data"))])
     tokenizer = load_tokenizer("bytes")
     for seed, name in enumerate(("init", "reference")):
         model = GPT(GPTConfig(257, 32, 1, 2, 8), torch.Generator().manual_seed(seed))
@@ -138,11 +136,8 @@ def observed(place, name, flags):
     finally:
         hook.remove()
     files = sorted(str(path.relative_to(config.out)) for path in config.out.rglob("*"))
-    lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["tokens_per_second"]
     (weights,) = config.outcome.glob("*.safetensors")
-    return config.out.parent, files, lines, weights.read_bytes(), calls
+    return config.out.parent, files, metrics(config.out), weights.read_bytes(), calls
 
 
 def spell(name, value):
@@ -150,11 +145,10 @@ def spell(name, value):
     return [] if value is None else ["--" + name.replace("_", "-"), *([] if value is True else [value])]
 
 
+@pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_every_flag_changes_what_is_computed_or_is_refused(place, loss_type, monkeypatch, capsys):
     """Kills: a flag that is parsed and forgotten, under any loss. A new flag fails here until it has a value."""
-    monkeypatch.setattr(train, "draw_curves", lambda directory: None)  # a second each, and not what is looked at
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(GPT, "compile", lambda model, dynamic: setattr(model, "compiled", True))  # noted alone
     base = {"data": place / "data.jsonl", "eval_fraction": 0.4, "batch_size": 2, "max_length": 24}
     base |= {"loss_type": loss_type, "learning_rate": 1e-3}

@@ -26,35 +26,19 @@ from dpo_min.model.safetensors import read_safetensors, write_safetensors
 from dpo_min.model.weights import load_model
 from dpo_min.run import distributed, models, stored_reference
 from dpo_min.run.contents import Reader
-from dpo_min.run.job import prepare
 from dpo_min.run.session import save_model_directory
 from dpo_min.run.train_flags import TrainFlags
-from dpo_min.system import program
+from tests.training import LOG_2, TINY, equal, fit, metrics, rows, write
+
+pytestmark = pytest.mark.usefixtures("quickly")
 
 ROOT = Path(train.__file__).parent
-LOG_2 = 0.6931471805599453
 SIZES = GPTConfig(257, 48, 2, 2, 16)
 TRAINED = 2 * 3 * (16 + 48 + 16 + 16 + 16 + 64 + 64 + 16)  # two blocks, rank 3
 
 
-def fit(*argv):
-    """Run the command line in this process; returns its exit code."""
-    return program.guard(train.train, prepare([str(a) for a in argv]))
-
-
-def metrics(directory):
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["tokens_per_second"]
-    return lines
-
-
 def adapter(directory):
     return read_safetensors(directory / "adapter_model.safetensors")
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def close(model, other):
@@ -70,8 +54,7 @@ def close(model, other):
 def place(tmp_path_factory):
     """Preferences of unequal lengths, a model that might be a pretrained one, and one with bfloat16's numbers."""
     place = tmp_path_factory.mktemp("lora")
-    rows = [{"prompt": f"q{i}:", "chosen": f" {'a' * (i % 7)}!!", "rejected": f" {'b' * (i % 5)}?"} for i in range(40)]
-    (place / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(place / "prefs.jsonl", rows(40))
     for seed, name in enumerate(("init", "other")):
         generator = torch.Generator().manual_seed(seed)
         model = GPT(SIZES, generator)
@@ -83,13 +66,6 @@ def place(tmp_path_factory):
     file = place / "bfloat16" / "model.safetensors"
     write_safetensors(file, {name: tensor.bfloat16() for name, tensor in read_safetensors(file).items()})
     return place
-
-
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch):
-    """Without what costs most and is looked at elsewhere: the picture, and waiting for the disk."""
-    monkeypatch.setattr(train, "draw_curves", lambda directory: None)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture
@@ -240,8 +216,8 @@ def test_export_says_what_is_left(place, lora, capsys, export, left):
 def test_without_init_the_first_fit_is_whole_and_the_adapter_is_beside_it(place, tmp_path):
     """Kills: an adapter beside weights that nothing was ever fitted to; a first fit that trains an adapter."""
     out = tmp_path
-    argv = ["--data", place / "prefs.jsonl", "--sft-steps", 3, "--max-steps", 2, "--lora", 2, "--max-length", 48]
-    assert fit(*argv, "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--out", out / "run") == 0
+    argv = ["--data", place / "prefs.jsonl", "--sft-steps", 3, "--max-steps", 2, "--lora", 2, *TINY]
+    assert fit(*argv, "--out", out / "run") == 0
     base, model = load_model(out / "run" / "reference"), load_model(out / "run" / "model")
     again = load_adapter(load_model(out / "run" / "reference"), out / "run" / "adapter")
     base_weights, weights = base.state_dict(), model.state_dict()

@@ -23,25 +23,14 @@ from dpo_min.run import log, session
 from dpo_min.run.job import prepare
 from dpo_min.run.loss_flags import OTHERS, PARAMETERS, ROWS, loss_weights
 from dpo_min.run.train_flags import TrainFlags, read_flags
+from tests.training import fit, metrics, write
+
+pytestmark = pytest.mark.usefixtures("quickly")
 
 ROOT = Path(train.__file__).parent
 TINY = ["--n-layer", 1, "--n-head", 2, "--n-embd", 8, "--sft-steps", 1]
 STEPS = ["--max-length", 64, "--batch-size", 4, "--micro-batch-size", 2, "--learning-rate", 1e-2, "--log-every", 1]
 STEPS += ["--eval-every", 5, "--save-every", 2]
-
-
-def fit(*argv):
-    return train.train(prepare([str(argument) for argument in argv]))
-
-
-def lines(out, split="train"):
-    written = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [line for line in written if line["split"] == split]
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +70,7 @@ def test_every_loss_trains_on_real_rows_for_five_steps_and_goes_on_to_the_same_w
     kind = TrainFlags(data=[], loss_type=name).rows
     base = ["--data", real[kind], "--loss-type", name, "--eval-data", real[kind], "--init", init, *STEPS]
     assert fit(*base, "--max-steps", 5, "--out", tmp_path / "whole") == 0
-    found = lines(tmp_path / "whole")
+    found = metrics(tmp_path / "whole", "train")
     assert len(found) == 5 and all(torch.tensor([line["loss"], line["grad_norm"]]).isfinite().all() for line in found)
     assert found[0]["loss"] != found[-1]["loss"]
     if name != "sft":
@@ -164,7 +153,7 @@ def test_a_new_row_is_a_new_loss_with_its_flags(tmp_path, real, init, table):
     command += ["--init", init, *STEPS, *(["--loss-pull", 3] if table == "ratio_losses" else [])]
     shown = subprocess.run([str(part) for part in command], cwd=tmp_path, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    assert len(lines(tmp_path / "run")) == 2
+    assert len(metrics(tmp_path / "run", "train")) == 2
 
 
 # What a step's rows decide, and what they do not

@@ -39,16 +39,11 @@ from dpo_min.run.train_flags import TrainFlags
 from dpo_min.run.watch import Watch, sampled_kl
 from dpo_min.system import program
 from dpo_min.system.files import Lock, read_json, write_atomically
+from tests.training import metrics
 
 ROOT = Path(train.__file__).parent
+pytestmark = pytest.mark.usefixtures("quickly")
 PAIRS = [TokenizedPair([i % 4, (i * 7) % 4], [4], [4]) for i in range(40)]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """No pictures, and no waiting for the disk: both take longer than what is tested."""
-    monkeypatch.setattr(train, "draw_curves", lambda directory: None)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +68,9 @@ def fit(place, out, *argv):
 
 def outcome(out):
     """The lines of metrics.jsonl less the clock, and the bytes of the model and of the optimizer's moments."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["tokens_per_second"]
     newest = max((out / "checkpoint").glob("step-*"))
     sealed = {file.name: file.read_bytes() for file in newest.iterdir() if file.suffix == ".distcp"}
-    return lines, (out / "model" / "model.safetensors").read_bytes(), sealed, read_json(newest / "state.json")
+    return metrics(out), (out / "model" / "model.safetensors").read_bytes(), sealed, read_json(newest / "state.json")
 
 
 # --- going on ---------------------------------------------------------------------------------------------------

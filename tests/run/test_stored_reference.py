@@ -2,9 +2,7 @@
 
 import copy
 import functools
-import json
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -12,18 +10,19 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import train
 from dpo_min.data.batch import batch_logps, pack
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.model.gpt import GPT, GPTConfig
-from dpo_min.model.weights import load_model, model_fingerprint
+from dpo_min.model.weights import model_fingerprint
 from dpo_min.run import session, stored_reference
 from dpo_min.run.job import prepare
 from dpo_min.run.models import load_models
 from dpo_min.run.stored_reference import ReferenceLogps, follow, pair_digest
 from dpo_min.run.train_flags import TrainFlags
-from dpo_min.system import program
+from tests.training import LOG_2, TINY, equal, fit, metrics, rows, stopped_in, weights, write
+
+pytestmark = pytest.mark.usefixtures("quickly")
 
 SETTINGS = {"batch_size": 8, "micro_batch_size": 4, "seed": 0, "dtype": "auto", "weights": "f00", "device": "cpu"}
 GENERATOR = torch.Generator().manual_seed(0)
@@ -336,43 +335,10 @@ def test_a_policy_that_stands_still_is_approached_geometrically(alpha, steps):
 # ---- the command ----
 
 
-def rows(n):
-    """n preferences of unequal lengths: more exclamation marks are better."""
-    return [
-        {"prompt": f"q{i * i}:", "chosen": f" {'a' * (i % 7)}!!", "rejected": f" {'bc' * (i % 11)}?"} for i in range(n)
-    ]
-
-
-def write(path, values):
-    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
-    return path
-
-
-def fit(*argv):
-    """Run the command line in this process; returns its exit code."""
-    return program.guard(train.train, prepare([str(a) for a in argv]))
-
-
-def metrics(directory, split=None):
-    """Split and figures of every line of a run, without the times."""
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["tokens_per_second"]
-    return [line for line in lines if split in (None, line["split"])]
-
-
 def assert_close(ours, theirs):
     """The same lines, with figures equal to 1e-6."""
     for mine, line in zip(ours, theirs, strict=True):
         assert mine | {"split": 0} == pytest.approx(line | {"split": 0}, rel=1e-6, abs=1e-6)
-
-
-def weights(directory):
-    return load_model(directory).state_dict()
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture(scope="module")
@@ -384,16 +350,9 @@ def prefs(tmp_path_factory):
 def base(tmp_path_factory, prefs):
     """The flags of a run of eight steps, three to the epoch, from a model of the command's own."""
     out = tmp_path_factory.mktemp("init") / "run"
-    sizes = "--n-layer 1 --n-head 2 --n-embd 16 --max-length 48".split()
-    assert fit("--data", prefs, "--loss-type", "sft", "--max-steps", 3, "--out", out, *sizes) == 0
+    assert fit("--data", prefs, "--loss-type", "sft", "--max-steps", 3, "--out", out, *TINY) == 0
     flags = "--max-steps 8 --batch-size 14 --micro-batch-size 4 --learning-rate 3e-3 --log-every 1 --eval-every 3"
     return ["--data", prefs, "--init", out / "model", *flags.split()]
-
-
-@pytest.fixture(autouse=True)
-def without_a_picture(monkeypatch):
-    """The picture of a run takes longer than the run."""
-    monkeypatch.setattr(train, "draw_curves", lambda directory: None)
 
 
 def cached(directory):
@@ -402,7 +361,7 @@ def cached(directory):
 
 def assert_no_reward_yet(lines):
     for line in lines:
-        assert line["loss"] == pytest.approx(np.log(2), abs=1e-7)
+        assert line["loss"] == pytest.approx(LOG_2, abs=1e-7)
         assert line["rewards/chosen"] == line["rewards/rejected"] == line["rewards/margins"] == 0
         assert line["rewards/accuracies"] == 0.5
 
@@ -566,37 +525,29 @@ def test_a_refresh_that_moves_nothing_is_the_live_reference(tmp_path, base, monk
     assert equal(weights(tmp_path / "still" / "model"), weights(tmp_path / "live" / "model"))
 
 
-def fit_in_parts(monkeypatch, stop_at, between, *argv):
+def fit_in_parts(stop_at, between, *argv):
     """The command, stopped by Ctrl-C during a step, and again with --resume."""
-    step, count = train.Stage.step, iter(range(1, 100))
-
-    def interrupted(self, *arguments):
-        if next(count) == stop_at:
-            signal.raise_signal(signal.SIGINT)
-        return step(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Stage, "step", interrupted)
+    with stopped_in(stop_at):
         assert fit(*argv) == 130
     between()
     assert fit(*argv, "--resume") == 0
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 4])
-def test_a_moving_reference_survives_an_interrupt_to_the_last_bit(tmp_path, base, monkeypatch, stop_at):
+def test_a_moving_reference_survives_an_interrupt_to_the_last_bit(tmp_path, base, stop_at):
     """Kills: a resumed run whose reference is where it began; a refresh done twice, or not, at the step of the stop."""
     flags = [*base, "--reference-refresh", 2]
     assert fit(*flags, "--out", tmp_path / "whole") == 0
-    fit_in_parts(monkeypatch, stop_at, lambda: None, *flags, "--out", tmp_path / "parts")
+    fit_in_parts(stop_at, lambda: None, *flags, "--out", tmp_path / "parts")
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     assert equal(weights(tmp_path / "parts" / "model"), weights(tmp_path / "whole" / "model"))
 
 
-def test_a_stored_reference_survives_an_interrupt_and_the_loss_of_its_file(tmp_path, base, monkeypatch):
+def test_a_stored_reference_survives_an_interrupt_and_the_loss_of_its_file(tmp_path, base):
     """Kills: a resumed run that makes the trained policy its reference."""
     assert fit(*base, "--out", tmp_path / "whole") == 0
     lose = lambda: shutil.rmtree(tmp_path / "cache")  # noqa: E731
-    fit_in_parts(monkeypatch, 4, lose, *base, "--out", tmp_path / "parts")
+    fit_in_parts(4, lose, *base, "--out", tmp_path / "parts")
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     assert equal(weights(tmp_path / "parts" / "model"), weights(tmp_path / "whole" / "model"))
 
