@@ -1,14 +1,13 @@
 """Ten steps of a fixed run whose losses are in the tree: `make golden` remakes them, after a change that is meant.
 
-However the same run is computed (micro-batches of any size, the prompt shared or not, the reference cached or live, one
-process or two), it is the same trajectory: to 1e-12 in float64. In float32 the last bits are the processor's, so that
-nothing is recorded of it: it follows the float64 record. A unit in the last place is 2⁻²⁴ = 6e-8 of a number; a pair's
-log-probabilities are sums of some 30 nats, of which a loss keeps the difference, and ten steps carry the error on. On
-the processors that were tried it stays below 1e-6 of the loss, and 1e-5 are allowed.
+However the same run is computed (micro-batches of any size, the prompt shared or not, the reference cached or live; in
+two processes: run/test_distributed.py), it is the same trajectory: to 1e-12 in float64. In float32 the last bits are
+the processor's, so that nothing is recorded of it: it follows the float64 record. A unit in the last place is 2⁻²⁴ =
+6e-8 of a number; a pair's log-probabilities are sums of some 30 nats, of which a loss keeps the difference, and ten
+steps carry the error on. On the processors that were tried it stays below 1e-6 of the loss, and 1e-5 are allowed.
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,15 +21,14 @@ import train
 from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.logprob import sequence_logprobs
 from dpo_min.model.gpt import GPT, GPTConfig
-from dpo_min.run import distributed
 from dpo_min.run.loss_flags import LOSS_NAMES
 from dpo_min.run.train_flags import TrainFlags
-from dpo_min.system import launcher
 
 GOLDEN = Path(__file__).with_name("golden") / "losses.json"
 STEPS, SIZES = 10, GPTConfig(vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=8)
 TOLERANCE = {"float32": {"rel": 1e-5, "abs": 1e-6}, "float64": {"rel": 1e-12, "abs": 1e-12}}
 LOSSES = ["sft", *LOSS_NAMES]
+pytestmark = pytest.mark.usefixtures("quickly")
 
 
 def draw_pairs(n, seed):
@@ -108,23 +106,10 @@ def test_however_it_is_computed_it_is_the_same_trajectory(tmp_path, golden, vari
     assert trajectory(tmp_path, dtype, **variant) == pytest.approx(golden["sigmoid"], **TOLERANCE[dtype])
 
 
-def test_two_processes_have_the_same_trajectory(tmp_path, golden):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, tmp_path]
-    shown = subprocess.run(command, cwd=Path(train.__file__).parent, capture_output=True, text=True)
-    assert shown.returncode == 0, shown.stderr[-2000:]
-    found = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert found == pytest.approx(golden["sigmoid"], **TOLERANCE["float64"])
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if len(sys.argv) > 1:  # one of the test's two processes
-        launcher.print_once()
-        with distributed.joined("cpu"):
-            trajectory(sys.argv[1])
-    else:
-        with tempfile.TemporaryDirectory() as name:
-            found = {loss: trajectory(Path(name) / loss, loss_type=loss) for loss in LOSSES}
-        GOLDEN.parent.mkdir(exist_ok=True)
-        GOLDEN.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {GOLDEN}")
+    with tempfile.TemporaryDirectory() as name:
+        found = {loss: trajectory(Path(name) / loss, loss_type=loss) for loss in LOSSES}
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {GOLDEN}")

@@ -3,6 +3,7 @@
 The file is also the program that the first start runs: `torchrun … tests/run/test_distributed.py DIRECTORY`.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,14 +20,18 @@ from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.llama import LlamaConfig
+from dpo_min.model.lora import add_lora
+from dpo_min.model.safetensors import read_safetensors
 from dpo_min.model.weights import MODELS
-from dpo_min.run import distributed, session
+from dpo_min.run import distributed, models, session
 from dpo_min.run.train_flags import TrainFlags
 from dpo_min.system import launcher
 from tests import training
+from tests.test_golden import GOLDEN, TOLERANCE, trajectory
 from tests.training import equal, metrics, rows, weights, write
 
 ROOT = Path(train.__file__).parent
+pytestmark = pytest.mark.usefixtures("quickly")
 STEPS, STOP_AT = 9, 5
 SIZES = GPTConfig(vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=6)  # nothing that two divides evenly
 LLAMA = LlamaConfig(11, 16, 2, 3, 7, 5, n_kv_head=1, head_size=2, model_type="qwen2", tied=False)
@@ -79,6 +85,23 @@ def fit(directory, kind=train.Stage, sizes=SIZES, **settings):
     return stage
 
 
+def fit_adapter(directory, shard=False):
+    """A run of LoRA in float64 whose reference is stored, except where it is live; saves what it ends with."""
+    flags = TrainFlags(
+        data=[], batch_size=6, micro_batch_size=2, learning_rate=0.05, weight_decay=0.1, max_grad_norm=0.05,
+        shard=shard, max_steps=5, log_every=1, eval_every=2, save_every=3, lora=3, lora_alpha=6.0, out=directory,
+    )  # fmt: skip
+    policy = GPT(SIZES, torch.Generator().manual_seed(0)).double()
+    add_lora(policy, 3, 6.0, (), torch.Generator().manual_seed(0))
+    stage = train.Stage(flags, policy, policy, directory)
+    if directory.name != "lora-live":
+        stage.store_reference(PAIRS, PAIRS[:5], directory / "cache", "f00")
+    assert stage.fit(PAIRS, PAIRS[:5], "adapter")
+    held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in policy.parameters())
+    assert shard == (held < 0.7 * sum(p.numel() for p in policy.parameters()))
+    models.save_outcome(policy, load_tokenizer("bytes"), flags, "model")
+
+
 def result(directory):
     """(the lines of metrics.jsonl without what a clock measured, the weights)."""
     return metrics(directory), torch.load(directory / "weights.pt")
@@ -121,6 +144,17 @@ def in_two_processes(directory):
                 shutil.copytree(directory / f"{other}-part", directory / f"{name}-from-{other}")
             distributed.barrier()
             fit(directory / f"{name}-from-{other}", shard=name == "fsdp", resume=True)
+        trajectory(directory / "golden")
+        fit_adapter(directory / "lora-ddp")
+        if first:  # of the reference some pairs are known, more in one process than in the other
+            (path,) = (directory / "lora-ddp" / "cache").glob("reference-*.npz")
+            (directory / "lora-fsdp" / "cache").mkdir(parents=True)
+            with np.load(path) as file:
+                half = {name: values[::2] for name, values in file.items()}
+            np.savez(directory / "lora-fsdp" / "cache" / path.name, **half)
+        distributed.barrier()
+        for name in ("fsdp", "live"):
+            fit_adapter(directory / f"lora-{name}", shard=True)
 
 
 def torchrun(*command):
@@ -143,6 +177,7 @@ def runs(tmp_path_factory):
     fit(directory / "one-sft", loss_type="sft", optimizer="rmsprop")
     fit(directory / "one-llama", sizes=LLAMA)
     fit(directory / "one-part", Interrupted)
+    fit_adapter(directory / "lora-one")
     for name in ("ddp", "fsdp"):
         shutil.copytree(directory / "one-part", directory / f"{name}-from-one")
     shown = torchrun(__file__, directory)
@@ -161,6 +196,26 @@ def test_two_processes_log_and_end_as_one_does(runs, name):
     assert close(runs / f"{name}-whole", expected)
     assert close(runs / f"{name}-sft", result(runs / "one-sft"))
     assert close(runs / f"{name}-llama", result(runs / "one-llama"))
+
+
+def test_two_processes_have_the_trajectory_that_is_recorded(runs):
+    recorded = json.loads(GOLDEN.read_text(encoding="utf-8"))["sigmoid"]
+    assert [line["loss"] for line in metrics(runs / "golden")] == pytest.approx(recorded, **TOLERANCE["float64"])
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "live"])
+def test_two_processes_train_the_adapter_that_one_trains(runs, name):
+    """DDP and FSDP, the reference stored or live. Kills: an adapter's shard saved for the whole, a forward of FSDP that
+    some processes leave out, base weights that are gathered and never merged."""
+    one, two = runs / "lora-one", runs / f"lora-{name}"
+    for line, other in zip(metrics(two), metrics(one), strict=True):
+        assert line.pop("split") == other.pop("split")
+        assert line == pytest.approx(other, rel=0, abs=1e-9)
+    for file in ("adapter/adapter_model.safetensors", "model/model.safetensors"):
+        found, expected = read_safetensors(two / file), read_safetensors(one / file)
+        assert found.keys() == expected.keys()
+        for key, tensor in found.items():
+            torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["ddp-from-one", "fsdp-from-one", "ddp-from-fsdp", "fsdp-from-ddp"])

@@ -1,16 +1,9 @@
-"""LoRA through the command line: where a run begins, what it holds, what it leaves, and that it goes on to the bit.
-
-The file is also a program for two processes: `torchrun … tests/run/test_lora_run.py DIRECTORY`.
-"""
+"""LoRA through the command line: where a run begins, what it holds, what it leaves, and that it goes on to the bit."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -24,7 +17,7 @@ from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.lora import adapted, add_lora, merged, reference
 from dpo_min.model.safetensors import read_safetensors, write_safetensors
 from dpo_min.model.weights import load_model
-from dpo_min.run import distributed, models, stored_reference
+from dpo_min.run import models, stored_reference
 from dpo_min.run.contents import Reader
 from dpo_min.run.session import save_model_directory
 from dpo_min.run.train_flags import TrainFlags
@@ -325,7 +318,7 @@ def test_an_unknown_target_is_refused_before_the_first_fit(place, tmp_path, caps
 
 def test_what_is_stored_is_the_network_with_its_adapter_off_whatever_the_adapter_is(place, tmp_path):
     """Kills: a reference that is the base only as long as nothing was trained."""
-    policy, pairs = load_model(place / "init"), PAIRS[:4]
+    policy, pairs = load_model(place / "init"), [TokenizedPair([i, 3], [i, *[1] * i], [2] * i) for i in range(1, 5)]
     add_lora(policy, 2, 4.0)
     for layer in adapted(policy).values():
         layer.lora_B.data.fill_(0.1)
@@ -340,63 +333,3 @@ def test_what_is_stored_is_the_network_with_its_adapter_off_whatever_the_adapter
     stored = torch.cat(stage.reference_logps(pairs, batch, on))
     torch.testing.assert_close(stored, live, rtol=0, atol=1e-5)
     assert not torch.allclose(stored, on, rtol=0, atol=1e-2)
-
-
-# ---- in two processes ----
-
-PAIRS = [TokenizedPair([i % 11, 3], [i % 7, *[1] * (i % 5)], [*[2] * (i % 4), i % 3]) for i in range(19)]
-SMALL = GPTConfig(vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=6)  # nothing that two divides evenly
-
-
-def fit_stage(directory, shard=False):
-    """A run in float64 whose reference is stored, by however many processes there are; saves what it ends with."""
-    flags = TrainFlags(
-        data=[], batch_size=6, micro_batch_size=2, learning_rate=0.05, weight_decay=0.1, max_grad_norm=0.05,
-        shard=shard, max_steps=5, log_every=1, eval_every=2, save_every=3, lora=3, lora_alpha=6.0, out=directory,
-    )  # fmt: skip
-    policy = GPT(SMALL, torch.Generator().manual_seed(0)).double()
-    add_lora(policy, 3, 6.0, (), torch.Generator().manual_seed(0))
-    stage = train.Stage(flags, policy, policy, directory)
-    if directory.name != "live":
-        stage.store_reference(PAIRS, PAIRS[:5], directory / "cache", "f00")
-    assert stage.fit(PAIRS, PAIRS[:5], "fit")
-    held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in policy.parameters())
-    assert shard == (held < 0.7 * sum(p.numel() for p in policy.parameters()))
-    models.save_outcome(policy, load_tokenizer("bytes"), flags, "model")
-
-
-def in_two_processes(directory):
-    with distributed.joined("cpu"):
-        fit_stage(directory / "ddp")
-        if distributed.rank() == 0:  # of the reference some pairs are known, more in one process than in the other
-            (path,) = (directory / "ddp" / "cache").glob("reference-*.npz")
-            (directory / "fsdp" / "cache").mkdir(parents=True)
-            with np.load(path) as file:
-                half = {name: values[::2] for name, values in file.items()}
-            np.savez(directory / "fsdp" / "cache" / path.name, **half)
-        distributed.barrier()
-        for name in ("fsdp", "live"):
-            fit_stage(directory / name, shard=True)
-
-
-def test_two_processes_train_the_adapter_that_one_trains(tmp_path):
-    """DDP and FSDP, the reference stored or live. Kills: an adapter's shard saved for the whole, a forward of FSDP that
-    some processes leave out, base weights that are gathered and never merged."""
-    fit_stage(tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, tmp_path]
-    environment = os.environ | {"PYTHONPATH": "."}  # of cwd: ROOT may have a colon
-    shown = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
-    assert shown.returncode == 0, shown.stderr
-    for name in ("ddp", "fsdp", "live"):
-        for line, other in zip(metrics(tmp_path / name), metrics(tmp_path / "one"), strict=True):
-            assert line.pop("split") == other.pop("split")
-            assert line == pytest.approx(other, rel=0, abs=1e-9)
-        for kind in ("adapter/adapter_model", "model/model"):
-            found, expected = (read_safetensors(tmp_path / run / f"{kind}.safetensors") for run in (name, "one"))
-            assert found.keys() == expected.keys()
-            for key, tensor in found.items():
-                torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-9)
-
-
-if __name__ == "__main__":
-    in_two_processes(Path(sys.argv[1]))
