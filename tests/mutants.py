@@ -29,10 +29,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = "objective", "preference", "margin_losses", "ratio_losses", "losses", "gradient", "logprob"
 TESTS = {name: f"tests/test_{name.removeprefix('margin_')}.py" for name in (*FILES, "exact")}
 TESTS["losses"] = TESTS["ratio_losses"]
-SLOW = "numpy", "tiktoken", "torch", "torch.testing"  # imported once; never dpo_min, which each process has to itself
+# Imported once; never dpo_min, which each process has to itself. An optimizer imports the last, which takes a second.
+SLOW = "numpy", "tiktoken", "torch", "torch.testing", "torch._dynamo"
 LIMIT = 120  # seconds, after which SIGALRM ends a process
 SURVIVED, FAILED, BROKE = 0, 1, 2  # pytest's exit codes: all passed, a test failed, the tests could not run
-FLAGS = "-xq -pno:cacheprovider --tb=short --hypothesis-profile=mutants".split()
+FLAGS = "-xq -pno:cacheprovider --tb=native --hypothesis-profile=mutants".split()
 FLAGS += ["-Wignore::pytest.PytestAssertRewriteWarning"]  # Hypothesis is there already, and has no asserts to rewrite
 QUICK = "--hypothesis-profile=quick"
 PROFILE = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": hypothesis.HealthCheck}
