@@ -26,7 +26,7 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", README + RUNNING, re.DOTALL)
 COMMANDS = list(dict.fromkeys(line for block in BLOCKS for line in block.splitlines()))  # each once
 
 # What makes them small: fewer pairs, steps and samples for the demo, and no tests inside the tests.
-SMALL = {"PAIRS": "300", "SFT_STEPS": "3", "STEPS": "3", "PYTEST_ADDOPTS": "--collect-only", "OMP_NUM_THREADS": "1"}
+SMALL = {"PAIRS": "96", "SFT_STEPS": "2", "STEPS": "2", "PYTEST_ADDOPTS": "--collect-only", "OMP_NUM_THREADS": "1"}
 SMALL |= {"FRESH": "16", "EVALUATE": "--samples 4", "REPORT": "--reviews 8"}
 
 
@@ -49,7 +49,7 @@ def test_every_command_runs_in_order(copy):
     pytest.importorskip("experiments.report", reason="the demo is deletable")
     assert len(COMMANDS) >= 10
     for command in COMMANDS:
-        small = command.replace("--pairs 2000", "--pairs 64").replace("--pairs 2 ", "--pairs 2 --max-new-tokens 8 ")
+        small = command.replace("--pairs 2000", "--pairs 24").replace("--pairs 2 ", "--pairs 2 --max-new-tokens 8 ")
         if command.startswith("python -m dpo_min.labels") and not re.search("--report|--scorer", command):
             label(copy, command.split())
             continue

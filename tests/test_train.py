@@ -64,8 +64,8 @@ def test_the_command_makes_a_better_model_of_1000_demo_pairs(tmp_path):
     demo.make_tokenizer().save(tmp_path / "tokenizer")
     out = tmp_path / "run"
     command = f"""train.py --data {data} --sft-data {reviews} --tokenizer {tmp_path / "tokenizer"}
-        --out {out} --max-length 96 --n-layer 2 --n-embd 64 --sft-steps 250 --max-steps 40 --beta 0.4
-        --learning-rate 3e-4 --micro-batch-size 32 --eval-fraction 0.2 --eval-every 20"""
+        --out {out} --max-length 96 --n-layer 1 --n-embd 64 --sft-steps 80 --max-steps 40 --beta 0.4
+        --learning-rate 1e-3 --micro-batch-size 32 --eval-fraction 0.2 --eval-every 20"""
     shown = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert "held out" in shown.stdout and "\x1b" not in shown.stdout  # plain lines in a pipe

@@ -336,7 +336,8 @@ def test_text_of_any_length_is_ids_by_work_that_grows_as_it_does(blanks, kind, u
     normalize = unicodedata.normalize
 
     def counted(form, text):
-        classes, longest, disorder = [unicodedata.combining(c) for inner in text for c in normalize("NFD", inner)], 0, 0
+        marked, longest, disorder = "" if text.isascii() else text, 0, 0
+        classes = [unicodedata.combining(c) for inner in marked for c in normalize("NFD", inner)]
         for before, after in pairwise(classes):  # between two characters that stay where they are
             disorder = after and disorder + (after < before)
             longest = max(longest, disorder)
@@ -344,7 +345,7 @@ def test_text_of_any_length_is_ids_by_work_that_grows_as_it_does(blanks, kind, u
         return normalize(form, text)
 
     monkeypatch.setattr(pieces.unicodedata, "normalize", counted)
-    for size in (500_000, 1_000_000):
+    for size in (250_000, 1_000_000):
         counting = Counting(tokenizer.encoding)
         monkeypatch.setattr(tokenizer, "encoding", counting)
         text = unit * (size // len(unit)) + "x"
@@ -354,7 +355,7 @@ def test_text_of_any_length_is_ids_by_work_that_grows_as_it_does(blanks, kind, u
         work.append(counting.work)
         assert len(tokenizer.decode_bytes(ids)) == counting.work
         assert ids[-1] == ord("x")
-    assert work[1] <= 2 * work[0] + 8
+    assert work[1] <= 4 * work[0] + 8
 
 
 @given(

@@ -515,9 +515,10 @@ def test_the_nine_models_of_the_ecosystem_have_its_logits(shared_data, tmp_path)
         assert_same_model(load_model(tmp_path / directory.name), model)
 
 
-def test_loading_draws_no_weights_and_loads_no_compiler(tmp_path, tiny_model):
+def test_loading_draws_no_weights_and_loads_no_compiler(tmp_path, tiny_gpt, tiny_llama):
     """On the device of shapes alone a draw imports torch._dynamo, which takes a second or more."""
-    save_model(tiny_model, tmp_path)
-    code = "import sys; from dpo_min.model.weights import load_model; load_model(sys.argv[1])"
+    for name, model in (("gpt", tiny_gpt), ("llama", tiny_llama)):
+        save_model(model, tmp_path / name)
+    code = "import sys; from dpo_min.model.weights import load_model; [*map(load_model, sys.argv[1:])]"
     code += "; assert 'torch._dynamo' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
+    subprocess.run([sys.executable, "-c", code, tmp_path / "gpt", tmp_path / "llama"], check=True)

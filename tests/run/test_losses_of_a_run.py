@@ -133,27 +133,29 @@ def test_a_mix_has_its_weights():
     assert loss_weights("simpo,orpo:2") == {"simpo": 1.0, "orpo": 2.0}
 
 
-@pytest.mark.parametrize("table", ["margin_losses", "ratio_losses"])
-def test_a_new_row_is_a_new_loss_with_its_flags(tmp_path, real, init, table):
+def test_a_new_row_is_a_new_loss_with_its_flags(tmp_path, real, init):
     """One edit. Kills: a list of names or of parameters that has to be kept beside the tables."""
     for name in ("dpo_min", "train.py"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
-    path = tmp_path / "dpo_min" / f"{table}.py"
-    text, head = path.read_text(encoding="utf-8"), f"{table.upper()} = {{\n"
-    assert text.count(head) == 1
     rows = {
         "margin_losses": "Loss(lambda h, beta, _: (beta * h - 1) ** 2, lambda h, beta, _: 2 * beta * (beta * h - 1), ",
         "ratio_losses": "RatioLoss(lambda a, b, beta, pull=2.0: b - pull * a, lambda a, b, beta, pull=2.0: (-pull, 1),",
     }
-    row = f'    "mine": {rows[table]}"source", "about"),\n'
-    path.write_text(text.replace(head, head + row), encoding="utf-8")
-    command = [sys.executable, "train.py", "--data", real["pairs"], "--loss-type", "mine", "--max-steps", 2]
-    command += ["--eval-data", real["pairs"], "--out", "run"]
-    command += ["--init", init, *STEPS, *(["--loss-pull", 3] if table == "ratio_losses" else [])]
-    shown = subprocess.run([str(part) for part in command], cwd=tmp_path, capture_output=True, text=True)
+    flags = ["--data", real["pairs"], "--eval-data", real["pairs"], "--max-steps", 2, "--init", init, *STEPS]
+    for table, row in rows.items():
+        path = tmp_path / "dpo_min" / f"{table}.py"
+        text, head = path.read_text(encoding="utf-8"), f"{table.upper()} = {{\n"
+        assert text.count(head) == 1
+        path.write_text(text.replace(head, f'{head}    "of_{table}": {row}"source", "about"),\n'), encoding="utf-8")
+    code = "import sys, train; from dpo_min.run.job import prepare; sys.exit(any(train.train(prepare(argv.splitlines())) "
+    code += "for argv in sys.argv[1:]))"
+    runs = [[*flags, "--loss-type", f"of_{table}", "--out", table] for table in rows]
+    runs[1] += ["--loss-pull", 3]
+    commands = ["\n".join(map(str, run)) for run in runs]
+    shown = subprocess.run([sys.executable, "-c", code, *commands], cwd=tmp_path, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    assert len(metrics(tmp_path / "run", "train")) == 2
+    assert [len(metrics(tmp_path / table, "train")) for table in rows] == [2, 2]
 
 
 # What a step's rows decide, and what they do not
