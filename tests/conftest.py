@@ -27,12 +27,15 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # Every machine has a CPU, and the tests compute there: a GPU's last bits are others. test_cuda.py alone asks for one.
-GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+# A process that these tests run in may have been started by another: then the other has kept what there was.
+GPUS = os.environ.setdefault("GPUS_BEFORE_THE_TESTS", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-# Of together.py: the folder in which a process claims a file of tests, and which process this is.
+# Of together.py: the folder in which a process claims a file of tests, which process this is, and what comes first: the
+# longest of the files.
 CLAIMS, TURN = os.environ.pop("CLAIMS", None), int(os.environ.pop("TURN", "0"))
-LONG = "readme", "train", "mutants", "flags", "distributed", "stored_reference", "golden", "safety", "lora_run"
+LONG = "readme mutants distributed train flags losses_of_a_run tokenizer_files golden generation stored_reference"
+LONG = [f"test_{name}.py" for name in LONG.split()]
 claimed = set()
 
 HEARD = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
@@ -120,7 +123,8 @@ def far_from_uniform(kind, sizes):
 def pytest_collection_finish(session):
     """The mutants of test_mutants.py take a minute of one core: beside other tests that is for nothing."""
     modules = {item.path.name: item.module for item in session.items}
-    if not CLAIMS and len(modules) > 1 and "test_mutants.py" in modules and not session.config.option.collectonly:
+    alone = not CLAIMS and "PYTEST_XDIST_WORKER" not in os.environ
+    if alone and len(modules) > 1 and "test_mutants.py" in modules and not session.config.option.collectonly:
         modules["test_mutants.py"].start_early(session.config)
 
 
@@ -144,7 +148,7 @@ def pytest_collection_modifyitems(items):
         items.sort(key=lambda item: (files[item.path], keys[item.nodeid]))
     elif CLAIMS:  # what takes longest comes first; every second process begins at the other end
         paths = [*dict.fromkeys(item.path for item in items)][:: -1 if TURN % 2 else 1]
-        paths.sort(key=lambda path: path.stem.removeprefix("test_") not in LONG)
+        paths.sort(key=lambda path: LONG.index(path.name) if path.name in LONG else len(LONG))
         places = {path: place for place, path in enumerate(paths)}
         items.sort(key=lambda item: places[item.path])
     if HUNT:

@@ -31,7 +31,7 @@ print(json.dumps([(c.ids, c.logp) for c in drawn]))
 def gpu():
     """The environment of a process that sees the GPUs."""
     kept = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    return kept if GPUS is None else kept | {"CUDA_VISIBLE_DEVICES": GPUS}
+    return kept if GPUS == "all" else kept | {"CUDA_VISIBLE_DEVICES": GPUS}
 
 
 def on_a_gpu(*command):
