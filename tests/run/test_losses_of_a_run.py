@@ -148,8 +148,8 @@ def test_a_new_row_is_a_new_loss_with_its_flags(tmp_path, real, init):
         text, head = path.read_text(encoding="utf-8"), f"{table.upper()} = {{\n"
         assert text.count(head) == 1
         path.write_text(text.replace(head, f'{head}    "of_{table}": {row}"source", "about"),\n'), encoding="utf-8")
-    code = "import sys, train; from dpo_min.run.job import prepare; sys.exit(any(train.train(prepare(argv.splitlines())) "
-    code += "for argv in sys.argv[1:]))"
+    code = "import sys, train; from dpo_min.run.job import prepare; "
+    code += "sys.exit(any(train.train(prepare(argv.splitlines())) for argv in sys.argv[1:]))"
     runs = [[*flags, "--loss-type", f"of_{table}", "--out", table] for table in rows]
     runs[1] += ["--loss-pull", 3]
     commands = ["\n".join(map(str, run)) for run in runs]
