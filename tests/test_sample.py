@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +50,20 @@ def test_answers_are_text_and_repeat_with_the_seed(models, capsys):
     assert len({line["completion"] for line in first}) > 1
     names = {"prompt", "model", "sample", "completion", "ended", "logp", "sampling_logp"}
     assert all(set(line) == names for line in first)
+
+
+def test_no_garbage_is_looked_for_while_modules_are_loaded_and_then_it_is_again(models, tmp_path):
+    """Kills: a fifth more time before the first answer; a program that keeps its garbage to the end."""
+    (tmp_path / "sample.py").write_text(
+        "from dpo_min.run.start import JOB\n"
+        "import gc\n"
+        "from dpo_min.system.program import guard\n"
+        "print(gc.isenabled(), guard(lambda *job: gc.isenabled(), *JOB))\n"
+    )
+    command = [sys.executable, tmp_path / "sample.py", "--model", models / "model", "--prompt", "x"]
+    environment = os.environ | {"PYTHONPATH": str(Path(sample.__file__).parent)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "False True\n"
 
 
 def test_a_prompt_that_comes_twice_has_two_answers_and_the_models_draw_apart(models, tmp_path, capsys):

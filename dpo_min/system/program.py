@@ -60,6 +60,7 @@ def guard(program, *arguments):
 
     Where one of several processes fails, the others fail in turn, because it no longer answers: they are silent.
     """
+    gc.enable()
     try:
         try:
             return program(*arguments)
