@@ -23,6 +23,7 @@ from dpo_min.logprob import sequence_logprobs
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.run.loss_flags import LOSS_NAMES
 from dpo_min.run.train_flags import TrainFlags
+from tests.training import metrics
 
 GOLDEN = Path(__file__).with_name("golden") / "losses.json"
 STEPS, SIZES = 10, GPTConfig(vocab_size=11, block_size=16, n_layer=2, n_head=2, n_embd=8)
@@ -76,8 +77,7 @@ def trajectory(directory, dtype="float64", kind=train.Stage, cached=True, **sett
     if cached and stage.reference:
         stage.store_reference(PAIRS, HELD_OUT, Path(directory) / "cache", "f00")
     stage.fit(PAIRS, HELD_OUT, "golden")
-    lines = [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines]
+    return [line["loss"] for line in metrics(Path(directory))]
 
 
 @pytest.fixture(scope="module")

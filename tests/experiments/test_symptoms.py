@@ -1,6 +1,5 @@
 """docs/symptoms.md: its runs are runs of train.py, its curves those of their metrics, its page holds what it made."""
 
-import json
 import re
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.run.job import prepare
 from dpo_min.run.session import save_model_directory
 from dpo_min.run.train_flags import read_flags
+from tests.training import write
 
 symptoms = pytest.importorskip("experiments.symptoms", reason="the experiments are deletable")
 demo = pytest.importorskip("experiments.demo", reason="the demo is deletable")
@@ -91,7 +91,7 @@ def test_a_run_goes_on_where_it_stopped_and_its_answers_are_judged(tmp_path, mon
     save_model_directory(GPT(GPTConfig(tokenizer.vocab_size, 96, 1, 2, 8)), tokenizer, place)
     pairs = [{"prompt": "p", "chosen": "a" * (1 + i % 3), "rejected": "b"} for i in range(8)]
     for name in ("longer", "longer-held-out"):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        write(tmp_path / f"{name}.jsonl", pairs)
     started = []
 
     def run(command, **_):

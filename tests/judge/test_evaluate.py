@@ -22,6 +22,7 @@ from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.weights import load_model
 from dpo_min.run import session
 from dpo_min.system import program
+from tests.training import write
 
 BYTES = load_tokenizer("bytes")
 ROWS = [{"prompt": f"{i}?", "chosen": "yes " * (1 + i % 3), "rejected": "no" * (1 + i % 4)} for i in range(30)]
@@ -38,11 +39,11 @@ def a_run(tmp_path_factory):
             model.wte.weight.mul_(20)
         session.save_model_directory(model, BYTES, directory / name)
     (directory / "config.json").write_text(json.dumps({"data_sha256": "", "beta": 0.25, "max_length": 24}))
-    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write(directory / "rows.jsonl", ROWS)
     scores = [("model", 0, 3), ("reference", 0, 1), ("model", 1, 2.0), ("reference", 1, 2), ("model", 2, -1)]
     scores += [("reference", 2, 0), ("model", 3, 5), ("reference", 3, 4)]
     lines = [{"model": name, "prompt": "x", "sample": i, "score": score} for name, i, score in scores]
-    (directory / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write(directory / "scores.jsonl", lines)
     (directory / "a_judge.py").write_text(
         "import zlib\n"
         "LIMIT = 3\n"
@@ -244,9 +245,9 @@ def test_a_mistake_is_named_before_pytorch_is_loaded(a_run):
 def test_an_empty_prompt_and_one_that_fills_the_positions_are_answered(a_run, tmp_path, capsys):
     """Kills: no room left for the answers that are drawn."""
     rows = [{"prompt": "", "chosen": "a", "rejected": "b"}, {"prompt": "p" * 99, "chosen": "a", "rejected": "b"}]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = ["--samples", 4, "--max-new-tokens", 99]
-    named = ["--model", a_run / "model", "--reference", a_run / "reference", "--data", tmp_path / "rows.jsonl"]
+    named = ["--model", a_run / "model", "--reference", a_run / "reference"]
+    named += ["--data", write(tmp_path / "rows.jsonl", rows)]
     assert program.guard(evaluate.evaluate, *evaluate.prepare([str(flag) for flag in (*named, *argv, "--json")])) == 0
     found = json.loads(capsys.readouterr().out)
     figures = found["figures"]

@@ -22,6 +22,7 @@ from dpo_min.data.tokenizing import encode_pair, tokenize
 from dpo_min.judge import lint, lint_between
 from dpo_min.judge.lint_findings import check_texts
 from dpo_min.judge.lint_lengths import Lengths
+from tests.training import write
 
 ROOT = Path(lint.__file__).parents[2]
 BYTES = load_tokenizer("bytes")
@@ -30,11 +31,6 @@ CLEAN = {
     "chosen": " A redwood.",
     "rejected": " No idea.",
 }
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def check(path, *argv, against=None):

@@ -1,7 +1,5 @@
 """`sample.py --pairs`: the candidates are the model's, and a file that was continued is the file drawn at once."""
 
-import json
-
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -16,6 +14,7 @@ from dpo_min.model.weights import load_model, model_fingerprint
 from dpo_min.run.sample_flags import prepare
 from dpo_min.run.session import save_model_directory
 from dpo_min.system import program
+from tests.training import write
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +31,7 @@ def models(tmp_path_factory):
 
 
 def draw(models, out, prompts, *more):
-    (out.parent / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
-    flags = ["--prompts", out.parent / "prompts.jsonl", "--out", out, "--max-new-tokens", 12, *more]
+    flags = ["--prompts", write(out.parent / "prompts.jsonl", prompts), "--out", out, "--max-new-tokens", 12, *more]
     assert program.guard(sample.sample, *prepare(["--model", str(models / "model"), *map(str, flags)])) == 0
     return read_candidates(out)
 

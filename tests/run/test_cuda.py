@@ -13,6 +13,8 @@ import sys
 import pytest
 from conftest import GPUS
 
+from tests.training import write
+
 ROWS = [
     {"prompt": f"q{i}?", "chosen": "a" * (i % 7 + 1), "rejected": "b" * (i % 5 + 1) + "".join("cd"[i % 2])}
     for i in range(24)
@@ -49,7 +51,7 @@ def _there():
 def run(tmp_path_factory):
     """A function (name, flags) → the lines of metrics.jsonl of such a run; a name that comes again goes on with it."""
     directory = tmp_path_factory.mktemp("cuda")
-    (directory / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write(directory / "prefs.jsonl", ROWS)
 
     def start(name, *flags, steps=6):
         where = ["--data", directory / "prefs.jsonl", "--out", directory / name, "--max-steps", str(steps)]
