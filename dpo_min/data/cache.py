@@ -11,6 +11,7 @@ This file does not import PyTorch, and neither do its workers.
 import io
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from dpo_min.data.blocks import BLOCK, FORM, MOST_COUNTED, ROW, UNREAD, encode_f
 from dpo_min.data.cache_directory import build, cache_key, is_whole, map_array
 from dpo_min.data.chat_template import write
 from dpo_min.data.forms import NAMES
-from dpo_min.data.hashed_files import data_hash, sizes_of
+from dpo_min.data.hashed_files import data_hash, note_hash, noted_hash, stamps_of
 from dpo_min.data.lines import is_array
 from dpo_min.data.rows import USUAL
 from dpo_min.data.templates import PLAIN, TEMPLATES
@@ -101,10 +102,10 @@ def prepare_pairs(
     """
     settings = {"max_length": max_length, "max_prompt_length": max_prompt_length, "skip_bad_rows": skip_bad_rows}
     settings |= {"tokenizer": tokenizer, "seed": seed, "columns": columns, "template": template}
-    sizes = sizes_of(paths)
-    size, once = sum(filter(None, sizes)), None in sizes
+    stamps = stamps_of(paths)
+    size, once = sum(stamp[0] for stamp in stamps if stamp), not all(stamps)
     if once and processes() > 1:
-        raise ValueError(f"{paths[sizes.index(None)]}: not a file, and only one process could read it")
+        raise ValueError(f"{paths[stamps.index([])]}: not a file, and only one process could read it")
     large = size >= small and not once
     workers = (default_workers(ceil(size / BLOCK)) if workers is None else workers) if large else 0
 
@@ -113,7 +114,7 @@ def prepare_pairs(
 
     if large:
         try:
-            return from_cache(Path(directory), paths, settings, encode)
+            return from_cache(Path(directory), paths, settings, stamps, encode)
         except WorkerDied:
             raise
         except OSError as error:
@@ -125,19 +126,25 @@ def prepare_pairs(
     return Pairs(np.frombuffer(rows, ROW), np.frombuffer(tokens, id_type(tokenizer)), paths, content), counts
 
 
-def from_cache(directory, paths, settings, encode):
-    """`prepare_pairs` by the caches in a directory; `encode` is as for `build`.
+def from_cache(directory, paths, settings, stamps, encode):
+    """`prepare_pairs` by the caches in a directory; `stamps` are the files', `encode` is as for `build`.
 
     Raises:
         OSError: something there cannot be read or written, or another program holds it.
     """
-    content = data_hash(paths)
+    notes = directory / "hashes.json"
+    content = noted_hash(notes, paths, stamps)
     place = directory / cache_key(paths, settings, content)
-    if not is_whole(place):
-        make_directory(directory)
-        with Lock(directory / ".lock", PATIENCE):  # of several processes one makes it, and the others find it
-            if not is_whole(place):
-                build(place, paths, content, encode)
+    if content is None or not is_whole(place):
+        content = data_hash(paths)
+        place = directory / cache_key(paths, settings, content)
+        if not is_whole(place):
+            make_directory(directory)
+            with Lock(directory / ".lock", PATIENCE):  # of several processes one makes it, and the others find it
+                if not is_whole(place):
+                    build(place, paths, content, encode)
+        with suppress(OSError):
+            note_hash(notes, paths, stamps, content)
     rows = map_array(place / "rows.bin", ROW)
     tokens = map_array(place / "tokens.bin", id_type(settings["tokenizer"]))
     return Pairs(rows, tokens, paths, content), read_json(place / "cache.json")["counts"]

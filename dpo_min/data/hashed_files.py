@@ -1,15 +1,22 @@
 """Data files, hashed as they are read, so that a hash is always that of the very bytes that were trained on.
 
-A pipe can be read only once, and any file may change between two readings: pairs come from a cache that has the hash
-in its name, and that was made of bytes that had it.
+A pipe can be read only once, and any file may change between two readings. Of large files the hash is noted in
+hashes.json in the cache, to be computed again only if a file's stamp shows a change; whatever the note says, pairs
+come from a cache that has the hash in its name, and that was made of bytes that had it.
 """
 
 import hashlib
 import io
+import json
 import os
 import stat
+import time
+from contextlib import suppress
 
 from dpo_min.data.lines import unreadable
+from dpo_min.system.files import make_directory, read_json, write_atomically
+
+SETTLED = 2  # seconds after which a change of a file is sure to change its time stamp
 
 
 class Hashed(io.FileIO):
@@ -69,17 +76,50 @@ def data_hash(paths):
     return reading.sha256()
 
 
-def sizes_of(paths):
-    """The bytes of each file, None of a pipe.
+# Notes
 
-    Raises:
-        ValueError: a file cannot be read.
-    """
-    sizes = []
+
+def stamps_of(paths):
+    """What shows that a file has changed, of each: [size, last write, last change of any kind, inode]; [] of a pipe."""
+    stamps = []
     for path in paths:
         try:
             status = os.stat(path)
         except OSError as error:
             raise unreadable(path, error) from error
-        sizes.append(status.st_size if stat.S_ISREG(status.st_mode) else None)
-    return sizes
+        regular = stat.S_ISREG(status.st_mode)
+        stamps.append([status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino] if regular else [])
+    return stamps
+
+
+def noted_hash(notes, paths, stamps):
+    """The hash that the file `notes` has of the files with these stamps, or None; a damaged note is none."""
+    with suppress(ValueError, LookupError, TypeError):
+        noted = read_json(notes)[name_of(paths)]
+        if noted == note_of(paths, stamps, noted["sha256"]):
+            return noted["sha256"]
+    return None
+
+
+def note_hash(notes, paths, stamps, digest):
+    """Add the hash to the file `notes`, unless one of the files may still change without a change of its stamp."""
+    now = time.time_ns()
+    if all(now - changed > SETTLED * 10**9 for _, *times, _ in stamps for changed in times):
+        try:
+            known = read_json(notes)
+        except ValueError:
+            known = {}
+        make_directory(notes.parent)
+        with write_atomically(notes) as file:
+            file.write(json.dumps(known | {name_of(paths): note_of(paths, stamps, digest)}, indent=1).encode())
+
+
+def name_of(paths):
+    """What files are called in the notes."""
+    return "\n".join(map(os.path.abspath, paths))
+
+
+def note_of(paths, stamps, digest):
+    """What is noted of files: their stamps, their hash, and a sum over both."""
+    check = hashlib.sha256(json.dumps([name_of(paths), stamps, digest]).encode()).hexdigest()
+    return {"stamps": stamps, "sha256": digest, "check": check}

@@ -1,4 +1,4 @@
-"""The hash of data is that of the bytes that were read, whatever becomes of the file."""
+"""The hash of data is that of the bytes that were read, whatever becomes of the file and of the notes."""
 
 import gzip
 import hashlib
@@ -7,9 +7,12 @@ import os
 import threading
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from dpo_min.data import cache, hashed_files
 from dpo_min.data.cache import prepare_pairs
-from dpo_min.data.hashed_files import NOTHING, data_hash, sizes_of
+from dpo_min.data.hashed_files import NOTHING, data_hash, note_hash, noted_hash, stamps_of
 from dpo_min.data.tokenizer import load_tokenizer
 
 BYTES = load_tokenizer("bytes")
@@ -21,6 +24,11 @@ def rows(*names):
 
 def prepare(paths, directory, small):
     return prepare_pairs(paths, BYTES, 20, 10, False, directory, 0, 0, small)[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("hashed")
 
 
 @pytest.mark.parametrize("small", [0, 2**20])
@@ -81,17 +89,63 @@ def test_of_several_processes_none_takes_its_share_of_a_pipe(tmp_path, monkeypat
         prepare([tmp_path / "pipe"], tmp_path / "cache", 0)
 
 
-def test_a_change_is_noticed_whatever_size_and_time_say(tmp_path):
-    """Kills: trust in what a file looks like from outside."""
+# Notes
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """Any age is old enough."""
+    monkeypatch.setattr(hashed_files, "SETTLED", -1)
+
+
+def test_large_data_is_hashed_once_until_anything_about_it_changes(tmp_path, monkeypatch, settled):
     path = tmp_path / "a.jsonl"
     path.write_bytes(rows("x"))
-    before, looks = prepare([path], tmp_path / "cache", 0).sha256, path.stat()
+    first = prepare([path], tmp_path / "cache", 0).sha256
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "data_hash", None)
+        assert prepare([path], tmp_path / "cache", 0).sha256 == first
+        os.utime(path)
+        with pytest.raises(TypeError):
+            prepare([path], tmp_path / "cache", 0)
     path.write_bytes(rows("y"))
-    os.utime(path, ns=(looks.st_atime_ns, looks.st_mtime_ns))
-    assert prepare([path], tmp_path / "cache", 0).sha256 == data_hash([path]) != before
+    assert prepare([path], tmp_path / "cache", 0).sha256 == data_hash([path]) != first
+
+
+@given(place=st.integers(0, 10**9), flip=st.integers(1, 255))
+@example(place=0, flip=255)
+def test_a_damaged_note_is_none(folder, place, flip):
+    """Kills: a hash that is believed because it looks like one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hashed_files, "SETTLED", -1)
+        path, notes = folder / "a.jsonl", folder / "hashes.json"
+        path.write_bytes(rows("x"))
+        notes.unlink(missing_ok=True)
+        stamps, digest = stamps_of([path]), data_hash([path])
+        note_hash(notes, [path], stamps, digest)
+        assert noted_hash(notes, [path], stamps) == digest
+        content = bytearray(notes.read_bytes())
+        content[place % len(content)] ^= flip
+        notes.write_bytes(content)
+        assert noted_hash(notes, [path], stamps) in (None, digest)
+        note_hash(notes, [path], stamps, digest)
+        assert noted_hash(notes, [path], stamps) == digest
+
+
+@given(st.integers(0, 10**9), st.integers(1, 255))
+def test_any_byte_of_the_data_that_changes_is_noticed_however_soon(folder, place, flip):
+    """Kills: trust in size and time of a file that was written a moment ago."""
+    path, notes = folder / "changing", folder / "soon.json"
+    path.write_bytes(rows("x"))
+    before = stamps_of([path])
+    note_hash(notes, [path], before, data_hash([path]))
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= flip
+    path.write_bytes(content)
+    assert noted_hash(notes, [path], before) is None
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    for function in (sizes_of, data_hash):
+    for function in (stamps_of, data_hash):
         with pytest.raises(ValueError, match=r"gone.jsonl: cannot be read: No such file"):
             function([tmp_path / "gone.jsonl"])
