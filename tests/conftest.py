@@ -57,6 +57,9 @@ def quickly(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
+# A shell that starts the tests behind a script lets Ctrl-C be ignored, by them and by the programs that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

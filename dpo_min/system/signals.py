@@ -12,9 +12,8 @@ ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if h
 
 
 def on_signals(handler):
-    """Let all of them be handled so; returns what they did before. Under nohup the terminal's end stays ignored."""
-    hangup = getattr(signal, "SIGHUP", None)
-    heard = [number for number in ENDING if number != hangup or signal.getsignal(number) is not signal.SIG_IGN]
+    """Let them be handled so; returns what they did before. What was ignored stays so: by nohup, or behind a script."""
+    heard = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in heard}
 
 

@@ -244,6 +244,16 @@ def test_sigterms_are_one_wish_and_a_second_ctrl_c_is_obeyed():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_was_ignored_when_the_program_began_stays_ignored(number):
+    """Kills: a run under nohup that stops with its terminal; one behind a script that stops with the script."""
+    signal.signal(number, signal.SIG_IGN)
+    with Interrupt() as interrupt:
+        signal.raise_signal(number)
+        assert not interrupt.requested
+    assert signal.getsignal(number) is signal.SIG_IGN
+
+
 # --- broken files -----------------------------------------------------------------------------------------------
 
 
