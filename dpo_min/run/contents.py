@@ -6,6 +6,7 @@ tensor and in a file of the same directory. Of the tensors' own files PyTorch re
 """
 
 import json
+import threading
 from pathlib import Path
 
 import torch
@@ -21,6 +22,18 @@ DTYPES = {str(kind).removeprefix("torch."): kind for kind in vars(torch).values(
 
 class Writer(dcp.FileSystemWriter):
     """Writes the tensors as PyTorch does, and the table of contents as JSON."""
+
+    def write_data(self, plan, planner):
+        """As PyTorch's, but what goes wrong in one of its threads is raised; there it is only printed."""
+        failed, shown = [], threading.excepthook
+        threading.excepthook = lambda thread: failed.append(thread.exc_value)
+        try:
+            written = super().write_data(plan, planner)
+        finally:
+            threading.excepthook = shown
+        if failed:
+            raise failed[0]
+        return written
 
     def finish(self, metadata, results):
         """In the first process, which knows of all: write the table."""

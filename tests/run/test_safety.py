@@ -30,7 +30,7 @@ from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.weights import load_model
-from dpo_min.run import directory, session
+from dpo_min.run import contents, directory, session
 from dpo_min.run.checkpoint import damage, load_checkpoint, save_checkpoint
 from dpo_min.run.interrupt import Interrupt
 from dpo_min.run.job import prepare
@@ -319,6 +319,27 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before_it(two, monk
     assert sorted(path.name for path in two[0].rglob("*")) == before
     save_checkpoint(two[0], torture.make_parts(), state)
     assert [path.name for path in sorted((two[0] / "checkpoint").iterdir())] == ["step-00000006", "step-00000009"]
+
+
+def test_a_thread_that_cannot_write_its_file_is_heard(two, monkeypatch, capsys):
+    """Either of two files. Kills: a traceback of the thread's own; a checkpoint without its file."""
+    original = contents.filesystem.FileSystem.create_stream
+
+    def fails(place):
+        def create_stream(self, path, mode):
+            if Path(path).name.endswith(f"_{place}.distcp"):
+                raise OSError(28, "No space left")
+            return original(self, path, mode)
+
+        return create_stream
+
+    state = {"step": 9, "best": 0.5, "totals": {}, "closing": [], "overflows": 0}
+    for place in (0, 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(contents.filesystem.FileSystem, "create_stream", fails(place))
+            with pytest.raises(OSError, match=r"step-00000009: cannot be written: .*No space left"):
+                save_checkpoint(two[0], torture.make_parts(), state)
+    assert capsys.readouterr().err == "" and load_checkpoint(two[0], torture.make_parts())["step"] == 6
 
 
 def test_weights_that_are_not_finite_are_never_saved(two):
