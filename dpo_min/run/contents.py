@@ -24,12 +24,14 @@ class Writer(dcp.FileSystemWriter):
     """Writes the tensors as PyTorch does, and the table of contents as JSON."""
 
     def write_data(self, plan, planner):
-        """As PyTorch's, but what goes wrong in one of its threads is raised; there it is only printed."""
-        failed, shown = [], threading.excepthook
+        """As PyTorch's, but its threads have ended, and what goes wrong in one is raised; there it is only printed."""
+        failed, shown, others = [], threading.excepthook, {*threading.enumerate()}
         threading.excepthook = lambda thread: failed.append(thread.exc_value)
         try:
             written = super().write_data(plan, planner)
         finally:
+            for thread in {*threading.enumerate()} - others:
+                thread.join()
             threading.excepthook = shown
         if failed:
             raise failed[0]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 import warnings
 from functools import partial
@@ -322,21 +323,24 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before_it(two, monk
 
 
 def test_a_thread_that_cannot_write_its_file_is_heard(two, monkeypatch, capsys):
-    """Either of two files. Kills: a traceback of the thread's own; a checkpoint without its file."""
+    """Either of two files, or both, of which one is late. Kills: a thread's own traceback; a file that is missing."""
     original = contents.filesystem.FileSystem.create_stream
-
-    def fails(place):
-        def create_stream(self, path, mode):
-            if Path(path).name.endswith(f"_{place}.distcp"):
-                raise OSError(28, "No space left")
-            return original(self, path, mode)
-
-        return create_stream
-
     state = {"step": 9, "best": 0.5, "totals": {}, "closing": [], "overflows": 0}
-    for place in (0, 1):
+    for failing in ("0", "1", "01"):
+        first = threading.Event()
+
+        def create_stream(self, path, mode, failing=failing, first=first):
+            number = Path(path).stem[-1]
+            if number not in failing:
+                return original(self, path, mode)
+            if number == "0":
+                first.set()
+            elif "0" in failing:
+                first.wait(60)
+            raise OSError(28, "No space left")
+
         with monkeypatch.context() as patch:
-            patch.setattr(contents.filesystem.FileSystem, "create_stream", fails(place))
+            patch.setattr(contents.filesystem.FileSystem, "create_stream", create_stream)
             with pytest.raises(OSError, match=r"step-00000009: cannot be written: .*No space left"):
                 save_checkpoint(two[0], torture.make_parts(), state)
     assert capsys.readouterr().err == "" and load_checkpoint(two[0], torture.make_parts())["step"] == 6
