@@ -17,9 +17,9 @@ from dpo_min.model.llama import Llama, LlamaConfig
 # examples each time, and HUNT times as many of them.
 HUNT = int(os.environ.get("HUNT", "0"))
 hypothesis.settings.register_profile(
-    "test", derandomize=True, max_examples=50, deadline=None, database=None, print_blob=True
+    "test", derandomize=True, max_examples=40, deadline=None, database=None, print_blob=True
 )
-hypothesis.settings.register_profile("hunt", max_examples=50, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("hunt", max_examples=40, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("hunt" if HUNT else "test")
 
 # The models here are tiny: a second thread would cost more than it computes. Subprocesses inherit it.
