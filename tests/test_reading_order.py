@@ -78,7 +78,10 @@ def test_every_wing_says_what_it_is_for_and_imports_nothing_by_itself():
 
 def test_the_public_names_are_found_in_their_wings_and_load_nothing_before_their_use():
     """Kills: a module with the name of what its wing exports, which would hide it once it is imported."""
-    public = {"model": ("load_model", "save_model"), "data": ("load_preferences", "load_tokenizer")}
+    public = {
+        "model": ("load_model", "save_model"),
+        "data": ("load_preferences", "parse_row", "BadRow", "load_tokenizer"),
+    }
     public["decode"] = "generate", "decoding_weights"
     for wing, names in public.items():
         package = importlib.import_module(f"dpo_min.{wing}")

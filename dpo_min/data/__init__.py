@@ -24,4 +24,6 @@ READING_ORDER = (
     "cache",
     "batch",
 )
-__getattr__ = exports(__name__, load_preferences="rows", load_tokenizer="tokenizer")
+__getattr__ = exports(
+    __name__, load_preferences="rows", parse_row="rows", BadRow="messages", load_tokenizer="tokenizer"
+)

@@ -13,7 +13,7 @@ from functools import partial
 from dpo_min.data.forms import NAMES, read_row
 from dpo_min.data.lines import read_rows
 from dpo_min.data.messages import BadRow, Message
-from dpo_min.data.templates import PLAIN
+from dpo_min.data.templates import PLAIN, as_text
 from dpo_min.system.text import Lines
 
 ERRORS_SHOWN = 10
@@ -86,6 +86,12 @@ def without_doubles(pairs):
             raise BadRow(f"the key {ascii(key)[:60]} stands twice")
         row[key] = value
     return row
+
+
+def parse_row(row, columns=NAMES, template=PLAIN):
+    """The prompt, chosen and rejected text of one decoded row, as the template writes them; BadRow as `read_row`."""
+    prompt, *sides = template.sides(*read_row(row, columns)[:3])
+    return as_text(template.write_prompt(prompt)), *(as_text(template.write_answer(side)) for side in sides)
 
 
 def load_preferences(paths, skip_bad_rows=False, columns=NAMES, template=PLAIN):

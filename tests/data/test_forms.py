@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dpo_min.data.forms import NAMES, Columns, read_prompt, read_row
 from dpo_min.data.messages import ABOUT, ASSISTANT, BadRow, Message, as_turns, split_messages, split_prompt, turns
-from dpo_min.data.templates import PLAIN, as_text
+from dpo_min.data.rows import parse_row
 from dpo_min.data.tokenizer import END_OF_TEXT
 
 GOOD = {"prompt": "x", "chosen": "y", "rejected": "z"}
@@ -27,12 +27,6 @@ def said(*turns):
     return tuple(Message(*turn) for turn in turns)
 
 
-def texts_of(row):
-    """The prompt, the chosen and the rejected text of a row, as they are written without a chat template."""
-    prompt, *sides = PLAIN.sides(*read_row(row)[:3])
-    return as_text(PLAIN.write_prompt(prompt)), *(as_text(PLAIN.write_answer(side)) for side in sides)
-
-
 # Rows
 
 
@@ -40,7 +34,7 @@ def texts_of(row):
 def test_text_rows_are_taken_as_they_are(prompt, sides):
     """Kills: texts stripped of their white space, or a prompt that is given and looked for again in the sides."""
     row = {"prompt": prompt, "chosen": sides[0], "rejected": sides[1], "score": 1}
-    assert texts_of(json.loads(json.dumps(row))) == (prompt, *sides)
+    assert parse_row(json.loads(json.dumps(row))) == (prompt, *sides)
 
 
 def test_messages_become_the_dialogue_of_the_template():
@@ -50,18 +44,18 @@ def test_messages_become_the_dialogue_of_the_template():
         "rejected": [message("assistant", "No"), message("user", "Why?"), message("assistant", "")],
     }
     prompt = "\n\nSystem: Be brief.\n\nHuman: Hi\n\nAssistant:"
-    assert texts_of(row) == (prompt, " Yes", " No\n\nHuman: Why?\n\nAssistant: ")
+    assert parse_row(row) == (prompt, " Yes", " No\n\nHuman: Why?\n\nAssistant: ")
 
 
 @given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), TEXT), max_size=4), SIDES)
 def test_messages_and_the_hh_form_of_one_dialogue_are_the_same_preference(turns, sides):
     """Kills: a header left at the start of a message's completion, or the prompt's without its colon."""
     assume(not any(ASSISTANT in text for text in sides))
-    prompt, chosen, rejected = texts_of(
+    prompt, chosen, rejected = parse_row(
         {"prompt": [message(*turn) for turn in turns]}
         | {key: [message("assistant", text)] for key, text in zip(("chosen", "rejected"), sides, strict=True)}
     )
-    assert texts_of({"chosen": prompt + chosen, "rejected": prompt + rejected}) == (prompt, chosen, rejected)
+    assert parse_row({"chosen": prompt + chosen, "rejected": prompt + rejected}) == (prompt, chosen, rejected)
 
 
 @given(SIDES)
