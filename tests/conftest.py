@@ -156,7 +156,7 @@ def pytest_collection_modifyitems(items):
         items.sort(key=lambda item: places[item.path])
     if HUNT:
         items[:] = [item for item in items if getattr(item.obj, "is_hypothesis_test", False)]
-    for item in items if HUNT else ():
-        asked = item.obj._hypothesis_internal_use_settings
-        more = hypothesis.settings(asked, max_examples=HUNT * asked.max_examples)
-        getattr(item.obj, "__func__", item.obj)._hypothesis_internal_use_settings = more
+    # A function that is several tests, by its parameters, counts once.
+    for function in {getattr(item.obj, "__func__", item.obj) for item in items} if HUNT else ():
+        asked = function._hypothesis_internal_use_settings
+        function._hypothesis_internal_use_settings = hypothesis.settings(asked, max_examples=HUNT * asked.max_examples)
