@@ -181,6 +181,11 @@ def gradients(rows, micro_batch_size, loss_type, **flags):
     return torch.cat([p.grad.flatten() for p in policy.parameters()]), totals.means()
 
 
+def differ(pair):
+    """Whether its answers do, as those of data always do; of equal ones rounding decides which side wins."""
+    return pair.chosen_ids != pair.rejected_ids
+
+
 @pytest.mark.parametrize("name", [*[name for name in ROWS if name not in ("cdpo", "ipo", "hinge")], *OTHERS, "wpo"])
 @settings(max_examples=8)
 @given(data=st.data(), size=st.integers(1, 4))
@@ -188,7 +193,7 @@ def test_micro_batches_of_any_sizes_give_one_gradient_and_one_line_of_metrics(na
     """Kills: a shift, a weight or a mean that a micro-batch decides for itself."""
     kind = OTHERS.get(name, "pairs")
     answers = {
-        "pairs": st.builds(TokenizedPair, IDS, IDS, IDS, offset=st.floats(-1, 1)),
+        "pairs": st.builds(TokenizedPair, IDS, IDS, IDS, offset=st.floats(-1, 1)).filter(differ),
         "lists": st.builds(TokenizedAnswers, IDS, st.lists(IDS, min_size=2, max_size=4)),
         "thumbs": st.builds(TokenizedAnswers, IDS, st.lists(IDS, min_size=1, max_size=1), st.booleans()),
     }
