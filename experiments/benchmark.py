@@ -17,6 +17,8 @@ import math
 import os
 import platform
 import re
+import shlex
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -29,7 +31,8 @@ from dpo_min.model.gpt import GPTConfig
 from dpo_min.system import devices
 from dpo_min.system.picture import pyplot, save
 from experiments import benchmark_programs, benchmark_rows
-from experiments.benchmark_rows import DECODERS, LEVERS, NEW_TOKENS, PROMPT_TOKENS, TOP_K, read_pairs
+from experiments.benchmark_programs import spread
+from experiments.benchmark_rows import BATCHES, DECODERS, LEVERS, NEW_TOKENS, PROMPT_TOKENS, TOP_K, read_pairs
 from experiments.pages import between, renew
 
 plt = pyplot()
@@ -67,23 +70,43 @@ def matmul_peak(device, dtype, size=2048):
     return 2 * size**3 / best
 
 
-def decoding_table(options, result):
-    """The text on decoding, Markdown."""
-    size, most = result["bytes"], result["bandwidth"]
+def decoding(options):
+    """Measure decoding, another decoder beside it by turns, and return the text."""
+    ours, theirs = [], {batch: [] for batch in BATCHES}
+    for k in range(options.repetitions):
+        turns = [lambda: ours.append(run_variant(options, "decoding"))]
+        for batch in BATCHES if options.decoder else ():
+            command = shlex.split(options.decoder.format(batch=batch, dtype=options.dtype))
+            job = command, "--decoder", options.device, "tokens_per_second"
+            turns.append(lambda batch=batch, job=job: theirs[batch].append(benchmark_programs.timed(*job)[2]))
+        for turn in turns[:: -1 if k % 2 else 1]:
+            turn()
+    text = decoding_table(options, ours, theirs)
+    print(text)
+    return text
+
+
+def decoding_table(options, results, theirs):
+    """The text on decoding, Markdown; ratios are against the first row, within each repetition."""
+    size, most = results[0]["bytes"], statistics.median(result["bandwidth"] for result in results)
     lines = [
         "| decoding | batch | tokens/s | ratio | GB/s of weights | of the bandwidth |",
         "|---|---|---|---|---|---|",
     ]
-    for batch in (1, 8):
-        for way, words in DECODERS.items():
-            rate = result["rates"][f"{way} {batch}"]
-            ratio, read = rate / result["rates"][f"cast {batch}"], rate / batch * size
-            lines.append(f"| {words} | {batch} | {rate:.1f} | {ratio:.1f} | {read / 1e9:.1f} | {read / most:.0%} |")
+    for batch in BATCHES:
+        rates = {options.beside_name: theirs[batch]} if theirs[batch] else {}
+        rates |= {words: [result["rates"][f"{way} {batch}"] for result in results] for way, words in DECODERS.items()}
+        first = next(iter(rates.values()))
+        for words, measured in rates.items():
+            read = statistics.median(measured) / batch * size
+            ratio = spread([rate / other for rate, other in zip(measured, first, strict=True)])
+            cells = words, batch, spread(measured), ratio, f"{read / 1e9:.1f}", f"{read / most:.0%}"
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     device = devices.choose_device(options.device, options.dtype)[0]
     return f"""{hardware(device)}, {options.threads} threads, PyTorch {torch.__version__}, {options.dtype}. Prompts of
 {PROMPT_TOKENS} tokens, {NEW_TOKENS} new ones each, top-k {TOP_K}; the time of the prompts is counted. A step reads
 {size / 1e6:.0f} MB of weights once, however many rows it has. Reading alone ran at {most / 1e9:.0f} GB/s, which
-would be {most / size:.0f} steps a second.
+would be {most / size:.0f} steps a second. Medians of {options.repetitions}, with the least and the greatest.
 
 """ + "\n".join(lines)
 
@@ -193,14 +216,15 @@ def main():
     parser.add_argument("--model", help="programs: a model directory; default: --shape with random weights")
     parser.add_argument("--flags", default="", help="programs: more flags of train.py")
     parser.add_argument("--beside", help="programs: another trainer's command, with {model}, {data} and {pairs}")
-    parser.add_argument("--beside-name", default="another trainer", help="programs: what the table calls it")
-    parser.add_argument("--repetitions", type=int, default=3, help="programs: how many (default: 3)")
+    parser.add_argument("--beside-name", default="the other", help="what the tables call the other")
+    parser.add_argument("--decoder", help="decoding: another decoder's command, with {batch} and {dtype}")
+    parser.add_argument("--repetitions", type=int, default=3, help="of the programs and of decoding (default: 3)")
     parser.add_argument("--folder", help="programs: where to write models and runs; default: that of temporary files")
     parser.add_argument("--out", type=Path, default=PAGE, help="the page; its table is replaced")
     options = parser.parse_args()
     if options.variant:
-        decoding = options.variant == "decoding"
-        (benchmark_rows.measure_decoding if decoding else benchmark_rows.measure_training)(options)
+        measure = {"decoding": benchmark_rows.measure_decoding}.get(options.variant, benchmark_rows.measure_training)
+        measure(options)
         return
     if not options.out.exists():
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -213,9 +237,7 @@ def main():
     if options.part in (None, "training"):
         renew(options.out, {"training": training(options)})
     if options.part in (None, "decoding"):
-        text = decoding_table(options, run_variant(options, "decoding"))
-        print(text)
-        renew(options.out, {"decoding": text})
+        renew(options.out, {"decoding": decoding(options)})
     page, picture = options.out.read_text(encoding="utf-8"), options.out.parent / "figures" / f"{options.out.stem}.png"
     if ROW.search(page):
         picture.parent.mkdir(exist_ok=True)

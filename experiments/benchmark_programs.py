@@ -24,7 +24,7 @@ from dpo_min.data.lines import read_rows
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.model.weights import save_model
-from experiments.benchmark_rows import NEW_TOKENS, PROMPT_TOKENS, TOP_K, read_pairs
+from experiments.benchmark_rows import BATCHES, NEW_TOKENS, PROMPT_TOKENS, TOP_K, read_pairs
 from experiments.pages import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,24 +43,29 @@ def watch_gpu(ended, seen):
         seen.append(gpu_bytes())
 
 
-def timed(command, name, device):
+def timed(command, name, device, says=None):
     """(seconds, GiB at most, when it began) of a process; the benchmark ends where it fails.
 
-    On CUDA the memory is the GPU's, with what the process keeps for itself there.
+    On CUDA the memory is the GPU's, with what the process keeps for itself there. With `says` the last of the three is
+    the value of that key in the JSON object that is the last line of its output, or None.
     """
     seen, ended = [gpu_bytes()] if device == "cuda" else [], Event()
     if seen:
         Thread(target=watch_gpu, args=(ended, seen), daemon=True).start()
     begin = time.time()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output)
+        _, status, usage = os.wait4(process.pid, 0)
+        output.seek(0)
+        last = (output.read().splitlines() or [b""])[-1]
     seconds = time.time() - begin
     ended.set()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{name}: {shlex.join(map(str, command))} ended with {process.returncode}")
     peak = usage.ru_maxrss * (1024 if sys.platform == "linux" else 1)
-    return seconds, (max(seen) - seen[0] if seen else peak) / 2**30, begin
+    said = json.loads(last).get(says) if says and last.startswith(b"{") else None
+    return seconds, (max(seen) - seen[0] if seen else peak) / 2**30, said if says else begin
 
 
 def make_job(options, folder):
@@ -116,7 +121,7 @@ def spread(values, form="{:.1f}"):
 
 def programs(options):
     """(Markdown, in a sentence): train.py stage by stage, another trainer beside it by turns, and sample.py."""
-    ours, theirs, answers = [], [], {1: [], 8: []}
+    ours, theirs, answers = [], [], {batch: [] for batch in BATCHES}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         folder = Path(folder)
         model, data = make_job(options, folder)
@@ -124,10 +129,13 @@ def programs(options):
             turns = [lambda k=k: ours.append(training(options, model, data, folder / str(k) / "run"))]
             if options.beside:
                 other = shlex.split(options.beside.format(model=model, data=data, pairs=options.pairs))
-                turns.append(lambda other=other: theirs.append(timed(other, "--beside", options.device)[:2]))
+                other = other, "--beside", options.device, "pairs_per_second"
+                turns.append(lambda other=other: theirs.append(timed(*other)))
             for turn in turns[:: -1 if k % 2 else 1]:  # each is first in every second repetition
                 turn()
-            print(f"repetition {k + 1}: {ours[-1]['whole']:.1f} s", *(f"{s:.1f} s" for s, _ in theirs[-1:]), flush=True)
+            print(
+                f"repetition {k + 1}: {ours[-1]['whole']:.1f} s", *(f"{s:.1f} s" for s, *_ in theirs[-1:]), flush=True
+            )
             for batch in () if options.flags else answers:
                 answers[batch].append(sampling(options, model, batch))
     costs = {"train.py": [(run["whole"], run["peak"]) for run in ours], options.beside_name: theirs}
@@ -147,11 +155,15 @@ def report(options, ours, theirs, answers):
     trained = [options.pairs / (run["reference"] + run["steps"]) for run in ours]
     rows = [[name, *cells, spread(trained, "{:.2f}"), spread([run["peak"] for run in ours])]]
     if theirs:
-        seconds, peaks = zip(*theirs, strict=True)
-        rows.append([options.beside_name, *"––––", spread(seconds), "–", spread(peaks)])
-        ratios = [other / run["whole"] for (other, _), run in zip(theirs, ours, strict=True)]
-        memory = [other / run["peak"] for (_, other), run in zip(theirs, ours, strict=True)]
-        rows.append(["ratio", *"––––", spread(ratios), "–", spread(memory)])
+        seconds, peaks, rates = zip(*theirs, strict=True)
+        known = None not in rates  # of pairs a second; it says this, as its files do not
+        rates = spread(rates, "{:.2f}") if known else "–"
+        rows.append([options.beside_name, *"––––", spread(seconds), rates, spread(peaks)])
+        by_turns = [*zip(theirs, ours, trained, strict=True)]
+        whole = spread([second / run["whole"] for (second, _, _), run, _ in by_turns])
+        memory = spread([peak / run["peak"] for (_, peak, _), run, _ in by_turns])
+        faster = spread([rate / other for (_, _, other), _, rate in by_turns]) if known else "–"
+        rows.append(["ratio", *"––––", whole, faster, memory])
     heads = ["program", *(f"{stage}, s" for stage in STAGES), "whole, s", "pairs/s", "GiB"]
     text = table(heads, rows)
     if any(answers.values()):

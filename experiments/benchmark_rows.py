@@ -24,7 +24,7 @@ from dpo_min.preference import margin
 from dpo_min.system import devices
 
 BETA, LEARNING_RATE = 0.1, 1e-6
-PROMPT_TOKENS, NEW_TOKENS, TOP_K, DECODING_RUNS = 64, 64, 50, 5
+PROMPT_TOKENS, NEW_TOKENS, TOP_K, DECODING_RUNS, BATCHES = 64, 64, 50, 5, (1, 8)
 # name: what is added to the row above it
 LEVERS = {
     "textbook": "two padded forwards for each model, all logits kept, reference live",
@@ -181,7 +181,7 @@ def measure_decoding(options):
     config, rates = model.config, {}
     size = sum(p.numel() for name, p in model.named_parameters() if name != "wpe.weight") * dtype.itemsize
     limits = {"top_k": TOP_K, "min_new_tokens": NEW_TOKENS}
-    for batch in (1, 8):
+    for batch in BATCHES:
         prompts = torch.randint(config.vocab_size - 1, (batch, PROMPT_TOKENS)).tolist()
         for way in DECODERS:
             decoder = {"cast": lambda: model, "held": lambda: copy.deepcopy(model).to(dtype)}.get(way)
