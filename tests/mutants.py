@@ -33,8 +33,8 @@ TESTS["losses"] = TESTS["ratio_losses"]
 SLOW = "numpy", "tiktoken", "torch", "torch.testing", "torch._dynamo"
 LIMIT = 120  # seconds, after which SIGALRM ends a process
 SURVIVED, FAILED, BROKE = 0, 1, 2  # pytest's exit codes: all passed, a test failed, the tests could not run
-FLAGS = "-xq -pno:cacheprovider --tb=native --hypothesis-profile=mutants".split()
-FLAGS += ["-Wignore::pytest.PytestAssertRewriteWarning"]  # Hypothesis is there already, and has no asserts to rewrite
+# Asserts are left as they are: only whether one failed is asked, and to rewrite a file's takes as long as a test.
+FLAGS = "-xq -pno:cacheprovider --assert=plain --tb=native --hypothesis-profile=mutants".split()
 QUICK = "--hypothesis-profile=quick"
 PROFILE = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": hypothesis.HealthCheck}
 

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
-import torch.distributed.checkpoint  # here, so that no forked process has to
+import torch._dynamo  # an optimizer imports it; here, so that no forked process has to
+import torch.distributed.checkpoint
 import torture_runs
 
 import train

@@ -84,7 +84,7 @@ def values(place, loss_type):
         **{f"loss_{name}": (0.3, {}) for name in PARAMETERS},
         "reduce": ("mean", {}),
         "epochs": (2.0, {}),
-        "max_steps": (2, {}),
+        "max_steps": (1, {}),
         "sft_steps": (2, {}),
         "batch_size": (3, {}),
         "micro_batch_size": (1, {}),
@@ -150,7 +150,7 @@ def spell(name, value):
 def test_every_flag_changes_what_is_computed_or_is_refused(place, loss_type, monkeypatch, capsys):
     """Kills: a flag that is parsed and forgotten, under any loss. A new flag fails here until it has a value."""
     monkeypatch.setattr(GPT, "compile", lambda model, dynamic: setattr(model, "compiled", True))  # noted alone
-    base = {"data": place / "data.jsonl", "eval_fraction": 0.4, "batch_size": 2, "max_length": 24}
+    base = {"data": place / "data.jsonl", "eval_fraction": 0.4, "batch_size": 4, "max_length": 24}
     base |= {"loss_type": loss_type, "learning_rate": 1e-3}
     init = base | {"init": place / "init"}
     scratch = base | {"n_layer": 1, "n_head": 2, "n_embd": 8} | ({} if loss_type == "sft" else {"sft_steps": 1})
