@@ -51,9 +51,10 @@ EQUIVALENT = {
     "logprob.sequence_logprobs: scored.sum(dim=-1) → scored.sum(dim=1)": TWO_AXES,
     "logprob.check_scoring: loss_mask.any(dim=-1) → loss_mask.any(dim=1)": TWO_AXES,
     "logprob.check_scoring: ('sum', 'mean') → ('mean', 'sum')": "being one of two does not depend on their order",
-    "logprob.token_logprobs: max(1, elements // max(1, len(hidden))) → "
-    "max(elements // max(1, len(hidden)), 1)": SYMMETRIC,
-    "logprob.token_logprobs: max(1, len(hidden)) → max(len(hidden), 1)": SYMMETRIC,
+    "logprob.slice_width: max(1, elements) → max(elements, 1)": SYMMETRIC,
+    "logprob.slice_width: max(1, slices) → max(slices, 1)": SYMMETRIC,
+    "logprob.slice_width: max(1, width) → max(width, 1)": SYMMETRIC,
+    "logprob.slice_width: width > 64 → width >= 64": "64 is a multiple of itself",
     FORWARD + "torch.promote_types(hidden.dtype, torch.float32) → "
     "torch.promote_types(torch.float32, hidden.dtype)": SYMMETRIC,
     FORWARD
@@ -268,7 +269,7 @@ def put(parent, field, position, node):
 def examine(stem, workers):
     """(number of mutants, {description: line} of those that pass the file's own tests and then the others')."""
     mutants = mechanical(stem)
-    own, others = [TESTS[stem]], [path for name, path in TESTS.items() if name != stem]
+    own, others = [TESTS[stem]], [path for path in dict.fromkeys(TESTS.values()) if path != TESTS[stem]]
     left, explained = list(mutants), []
     for tests in ([QUICK, *own], own, others):  # the first ends most of them, and soon
         if not left:

@@ -348,7 +348,9 @@ def test_no_tensor_is_larger_than_the_slice_or_an_input(S, C, V, elements):
 @example(1300, 50257, 2**24)  # GPT-2's vocabulary is odd
 @example(10**4, 10**6, 0)
 @example(1, 1, 1)
-@example(1, 64, 65)
+@example(1, 10, 1)
+@example(1, 65, 65)
+@example(1, 100, 100)
 def test_slices_are_wide_and_hold_no_more_logits_than_asked(S, V, elements):
     """Kills: a last slice as wide as the others but not a multiple of 64; slices that are many more than needed."""
     width = slice_width(S, V, elements)
@@ -358,6 +360,8 @@ def test_slices_are_wide_and_hold_no_more_logits_than_asked(S, V, elements):
     needed = max(1, math.ceil(V * S / max(1, elements)))
     assert V / width <= 2 * needed + 1
     assert width <= 64 or V % width < 64 * (needed + 1)  # what is left is small
+    if V * S <= elements:
+        assert width == (V - V % 64 if V > 64 else V)
 
 
 def test_the_definition_does_make_all_the_logits():
