@@ -203,3 +203,4 @@ def test_every_method_stands_in_the_picture_with_its_setting_and_no_setting_cove
     )
     for m in groups.keys() - set(inside):
         assert any(m.label in text for text in notes)
+    frontier_pictures.plt.close(drawn[0])

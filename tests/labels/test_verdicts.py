@@ -74,10 +74,11 @@ def test_position_bias_worked_by_hand():
 
 
 @given(st.integers(2, 5).flatmap(shares))
+@example([[0.0, 1 - 2**-53], [1.0, 0.0]])
 def test_an_answer_that_wins_whatever_its_place_is_no_bias_and_one_place_that_wins_is(shown):
     """Kills: a scorer without a bias that seems to have one, and one that looks at the place alone that has none."""
     pairs = range(len(shown))
-    fair = [[0.5 + (p - shown[j][i]) / 2 for j, p in enumerate(row)] for i, row in enumerate(shown)]
+    fair = [[0.5 + round(p - shown[j][i], 9) / 2 for j, p in enumerate(row)] for i, row in enumerate(shown)]
     bias = PositionBias()
     bias.see(fair)
     assert (bias.same, bias.first) == (bias.pairs, 0) and bias.pairs == len(pairs) * (len(pairs) - 1) // 2

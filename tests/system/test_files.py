@@ -35,7 +35,11 @@ def test_a_file_is_whole_or_the_one_before_it(tmp_path):
     )
 
 
-@given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20))
+@given(
+    st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
+        lambda name: name not in (".", "..")
+    )
+)
 @example("film.mkv")
 @example("model.safetensors.dpo_min-1234567")
 @example("config.json.0a1b2c3d")
