@@ -1,5 +1,6 @@
 """Fixtures that several test files share: models small enough to enumerate, and the shared data where it is there."""
 
+import gc
 import os
 import signal
 import sys
@@ -124,11 +125,13 @@ def far_from_uniform(kind, sizes):
 
 
 def pytest_collection_finish(session):
-    """The mutants of test_mutants.py take a minute of one core: beside other tests that is for nothing."""
+    """What can be done before the first test: the mutants, which take a minute of one core; less garbage to look for."""
     modules = {item.path.name: item.module for item in session.items}
     alone = not CLAIMS and "PYTEST_XDIST_WORKER" not in os.environ
     if alone and len(modules) > 1 and "test_mutants.py" in modules and not session.config.option.collectonly:
         modules["test_mutants.py"].start_early(session.config)
+    gc.collect()
+    gc.freeze()  # thousands of tests and all of PyTorch: a sixth of the time went into looking through them for garbage
 
 
 def pytest_runtest_protocol(item):
