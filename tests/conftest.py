@@ -125,7 +125,7 @@ def far_from_uniform(kind, sizes):
 
 
 def pytest_collection_finish(session):
-    """What can be done before the first test: the mutants, which take a minute of one core; less garbage to look for."""
+    """Before the first test: the mutants are started, which take a minute of one core, and garbage is set aside."""
     modules = {item.path.name: item.module for item in session.items}
     alone = not CLAIMS and "PYTEST_XDIST_WORKER" not in os.environ
     if alone and len(modules) > 1 and "test_mutants.py" in modules and not session.config.option.collectonly:
