@@ -3,6 +3,10 @@
     python -m experiments.benchmark                                   GPT-2 124M, 24 pairs, on this machine
     python -m experiments.benchmark --data prefs.jsonl.gz --tokenizer gpt2/ --pairs 64
     python -m experiments.benchmark --part programs --model DIR --data prefs.jsonl --beside "python other.py {model}"
+    python -m experiments.benchmark --part decoding --decoder "python other.py --batch-size {batch}"
+
+Another program is measured by turns with ours. How many pairs or tokens a second it had, it may say itself: by the last
+line of its output, {"pairs_per_second": …} or {"tokens_per_second": …}.
 
 The programs are measured from their start to their end (benchmark_programs.py). Every row of the levers' table is a
 process of its own, with the same weights, pairs and steps, so that its peak memory is its own (benchmark_rows.py).

@@ -156,7 +156,7 @@ def report(options, ours, theirs, answers):
     rows = [[name, *cells, spread(trained, "{:.2f}"), spread([run["peak"] for run in ours])]]
     if theirs:
         seconds, peaks, rates = zip(*theirs, strict=True)
-        known = None not in rates  # of pairs a second; it says this, as its files do not
+        known = None not in rates  # pairs a second, which the other trainer says itself or nobody
         rates = spread(rates, "{:.2f}") if known else "–"
         rows.append([options.beside_name, *"––––", spread(seconds), rates, spread(peaks)])
         by_turns = [*zip(theirs, ours, trained, strict=True)]

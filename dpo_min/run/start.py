@@ -11,8 +11,8 @@ from dpo_min.system.signals import interrupt, on_signals, quit_at_once
 from dpo_min.system.streams import steady
 
 # An idle thread of PyTorch's first looks around for so many turns, some hundredths of a millisecond, and then sleeps.
-# GNU's own 300,000 take the cores of a busy machine from the thread that is waited for. Decoding has much shorter pauses
-# than training: a thread that slept in each of them would cost a quiet machine an eighth of the tokens.
+# GNU's own 300,000 take the cores of a busy machine from the thread that is waited for. The pauses of decoding are much
+# shorter than those of training: to sleep in each of them would cost a quiet machine an eighth of the tokens.
 TURNS = {"train.py": "1000", "sample.py": "10000"}
 
 
