@@ -35,7 +35,7 @@ class Mixture:
         """The weighted sum, (B,), for log-ratios a and b (B,); each part takes of `more` what it knows."""
         total = 0
         for row, weight in self.parts:
-            mine = {name: more[name] for name in row.arguments.keys() & more.keys()}
+            mine = {name: more[name] for name in row.arguments.keys() & more}
             total = total + weight * row.value(*((a - b,) if isinstance(row, Loss) else (a, b)), beta, **mine)
         return total
 

@@ -344,6 +344,20 @@ def test_no_tensor_is_larger_than_the_slice_or_an_input(S, C, V, elements):
     assert sum("mm" in name for name in operations) == 4 * slices  # the logits, the logits again, two gradients
 
 
+@given(predictions(), st.integers(1, 50))
+def test_a_frozen_head_stays_as_it_is_and_costs_no_gradient(arguments, elements):
+    """Kills: the gradient of a head that LoRA leaves alone, computed for nothing, or written into the head itself."""
+    hidden, head, targets = arguments
+    kept = head.clone()
+    hidden.requires_grad_()
+    with Sizes() as sizes:
+        (found,) = torch.autograd.grad(token_logprobs(hidden, head, targets, elements).sum(), hidden)
+    (expected,) = torch.autograd.grad(full_logprobs(hidden, head, targets).sum(), hidden)
+    assert_same(found, expected)
+    slices = -(-len(head) // slice_width(len(hidden), len(head), elements))
+    assert torch.equal(head, kept) and sum("mm" in name for name in sizes.operations) == 3 * slices
+
+
 @given(st.integers(0, 10**4), st.integers(1, 10**6), st.integers(0, 2**26))
 @example(1300, 50257, 2**24)  # GPT-2's vocabulary is odd
 @example(10**4, 10**6, 0)

@@ -418,6 +418,7 @@ def test_dpo_with_a_part_of_sft_is_rpo(a, b, beta, alpha, lengths):
         a, b, beta, **known, shift=0.3, rejected_lengths=known["chosen_lengths"]
     )
     assert_close(mixed, RATIO_LOSSES["rpo"].value(a, b, beta, **known, alpha=alpha), rtol=1e-14, atol=0)
+    assert SFT.source == "supervised fine-tuning"
     assert_close(SFT.value(a, b, beta, **known), -known["policy_chosen_logps"] / lengths[0], rtol=0, atol=0)
     x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
     slopes = torch.autograd.grad(SFT.value(x, y, beta, **facts("rpo", x, lengths)).sum(), (x, y), allow_unused=True)
