@@ -54,9 +54,9 @@ class RatioLoss:
         """Return `more`. Raises ValueError for a number out of range, a name without effect, a fact that is missing."""
         check_beta(beta)
         known = self.arguments
-        for name in more.keys() - known.keys():
+        for name in more.keys() - known:
             raise ValueError(f"{name} has no effect under this loss: leave it out")
-        for name in known.keys() - more.keys():
+        for name in known.keys() - more:
             if known[name] is None:
                 raise ValueError(f"this loss needs {name}")
         for name in more:

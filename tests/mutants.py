@@ -44,6 +44,31 @@ SYMMETRIC = "the function does not depend on the order of its arguments"
 FORWARD, BACKWARD = "logprob.TokenLogprobs.forward: ", "logprob.TokenLogprobs.backward: "
 EQUIVALENT = {
     "margin_losses: (h - 1 / (2 * beta)) ** 2 → (1 / (2 * beta) - h) ** 2": "a square has no sign",
+    "ratio_losses: NONE = 1e-09 → NONE = 2e-09": "so small an α is not told from 0 by either form",
+    "ratio_losses.alpha_transform: alpha < NONE → alpha <= NONE": "so small an α is not told from 0 by either form",
+    "ratio_losses.alpha_slopes: alpha_slope(a, alpha) → "
+    "alpha_slope(alpha, a)": "the slope depends on the product of the two alone",
+    "ratio_losses.alpha_slopes: alpha_slope(b, alpha) → "
+    "alpha_slope(alpha, b)": "the slope depends on the product of the two alone",
+    "ratio_losses: (a - 1 / (2 * beta)) ** 2 + (b + 1 / (2 * beta)) ** 2 → "
+    "(1 / (2 * beta) - a) ** 2 + (b + 1 / (2 * beta)) ** 2": "a square has no sign",
+    "ratio_losses: (bump(beta * a, beta) - bump(beta * (a - b), beta), bump(beta * (a - b), beta)) → "
+    "(bump(beta * a, beta) - bump(beta * (b - a), beta), bump(beta * (a - b), beta))": "σ(x) σ(−x) is even",
+    "ratio_losses: (bump(beta * a, beta) - bump(beta * (a - b), beta), bump(beta * (a - b), beta)) → "
+    "(bump(beta * a, beta) - bump(beta * (a - b), beta), bump(beta * (b - a), beta))": "σ(x) σ(−x) is even",
+    "ratio_losses: (-(a - b < 1 / beta).to(a.dtype) - alpha, (a - b < 1 / beta).to(b.dtype)) → "
+    "(-(a - b <= 1 / beta).to(a.dtype) - alpha, (a - b < 1 / beta).to(b.dtype))": "at the kink both are slopes",
+    "ratio_losses: (-(a - b < 1 / beta).to(a.dtype) - alpha, (a - b < 1 / beta).to(b.dtype)) → "
+    "(-(a - b < 1 / beta).to(a.dtype) - alpha, (a - b <= 1 / beta).to(b.dtype))": "at the kink both are slopes",
+    "ratio_losses.plackett_luce: where(contested, -logsigmoid(-ahead), 0.0).sum(dim=-1) → "
+    "where(contested, -logsigmoid(-ahead), 0.0).sum(dim=1)": TWO_AXES,
+    "ratio_losses.worse_answers: (..., None, :) → (:, None, ...)": TWO_AXES,
+    "ratio_losses.worse_answers: (..., None, :) → (:, None, ...) #2": TWO_AXES,
+    "ratio_losses.worse_answers: where(contested[..., None], -inf, 0.0) → "
+    "where(contested[..., None], -inf, 1.0)": "what stands in the row of a rank without a rival is multiplied by 0",
+    "ratio_losses.kto_slope: label.to(a.dtype) → label": "a whole number takes the type of what it is multiplied by",
+    "ratio_losses.kto_slope: -weight * sign → -weight / sign": "1 and −1 are their own inverses",
+    "ratio_losses.kto_slope: shift - a → a - shift": "σ(x) σ(−x) is even",
     "logprob.sequence_logprobs: torch.promote_types(logits.dtype, torch.float32) → "
     "torch.promote_types(torch.float32, logits.dtype)": "promotion is symmetric",
     "logprob.sequence_logprobs: torch.where(scored, token_logps, 0.0).sum(dim=-1) → "
@@ -240,7 +265,8 @@ def changes(node, field):
 def mechanical(stem):
     """{description: (line, text)} of every small change of a file; a description names file, function and change."""
     tree = ast.parse(source(stem).read_text(encoding="utf-8"))
-    mutants, texts = {}, {ast.unparse(tree)}
+    original = ast.unparse(tree)
+    mutants, texts = {}, {original, original.replace("--", "")}
     for above, field, position, node in list(places(tree)):
         names = [n.name for n in above if isinstance(n, ast.FunctionDef | ast.ClassDef)]
         bodies = [n.body for n in above if isinstance(n, ast.Lambda)]  # shown whole, for the losses are alike

@@ -577,4 +577,5 @@ def test_kto_is_finite_far_out():
 @example([1.0, -0.5])
 def test_the_shift_of_kto_is_the_mean_of_mismatched_answers_and_never_negative(ratios):
     """Kills: a sum, a maximum over each answer alone, a shift below 0."""
+    assert type(kto_shift(tensor(*ratios))) is float  # which carries no gradient
     assert kto_shift(tensor(*ratios)) == pytest.approx(max(0.0, sum(ratios) / len(ratios)), abs=1e-12)
