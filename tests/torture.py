@@ -1,6 +1,6 @@
 """What happens to long runs, done to small ones on purpose: `make torture` writes docs/reliability.md.
 
-    python tests/torture.py                   everything, in full: some forty minutes on one core
+    python tests/torture.py                   everything, in full: an hour or two on one core
     python tests/torture.py --kills 20 …      less of it; the figures say how much was done
 
 Runs are real processes that are really killed. Files are broken in this process's children, each with a limit on its
