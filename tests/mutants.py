@@ -56,10 +56,6 @@ EQUIVALENT = {
     "(bump(beta * a, beta) - bump(beta * (b - a), beta), bump(beta * (a - b), beta))": "σ(x) σ(−x) is even",
     "ratio_losses: (bump(beta * a, beta) - bump(beta * (a - b), beta), bump(beta * (a - b), beta)) → "
     "(bump(beta * a, beta) - bump(beta * (a - b), beta), bump(beta * (b - a), beta))": "σ(x) σ(−x) is even",
-    "ratio_losses: (-(a - b < 1 / beta).to(a.dtype) - alpha, (a - b < 1 / beta).to(b.dtype)) → "
-    "(-(a - b <= 1 / beta).to(a.dtype) - alpha, (a - b < 1 / beta).to(b.dtype))": "at the kink both are slopes",
-    "ratio_losses: (-(a - b < 1 / beta).to(a.dtype) - alpha, (a - b < 1 / beta).to(b.dtype)) → "
-    "(-(a - b < 1 / beta).to(a.dtype) - alpha, (a - b <= 1 / beta).to(b.dtype))": "at the kink both are slopes",
     "ratio_losses.plackett_luce: where(contested, -logsigmoid(-ahead), 0.0).sum(dim=-1) → "
     "where(contested, -logsigmoid(-ahead), 0.0).sum(dim=1)": TWO_AXES,
     "ratio_losses.worse_answers: (..., None, :) → (:, None, ...)": TWO_AXES,

@@ -579,3 +579,11 @@ def test_the_shift_of_kto_is_the_mean_of_mismatched_answers_and_never_negative(r
     """Kills: a sum, a maximum over each answer alone, a shift below 0."""
     assert type(kto_shift(tensor(*ratios))) is float  # which carries no gradient
     assert kto_shift(tensor(*ratios)) == pytest.approx(max(0.0, sum(ratios) / len(ratios)), abs=1e-12)
+
+
+def test_slic_has_the_slopes_of_its_value_at_the_kink_too():
+    """Kills: a margin of exactly 1/β that still pushes, where PyTorch's own slope of max(0, ·) is 0."""
+    a, b = tensor(0.5).requires_grad_(), tensor(0.0).requires_grad_()
+    expected = torch.autograd.grad(LOSSES["slic"].value(a, b, 2.0).sum(), (a, b))
+    for slope, autograd in zip(LOSSES["slic"].slopes(a.detach(), b.detach(), 2.0), expected, strict=True):
+        assert_close(slope, autograd, rtol=0, atol=0)
