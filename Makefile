@@ -59,7 +59,7 @@ evaluate: $(RUN)/report.md $(DATA)/fresh.jsonl ## Measure the demo's model on pr
 	$(PY) -m dpo_min.judge.evaluate --model $(RUN)/model --reference $(RUN)/reference --data $(DATA)/fresh.jsonl \
 		--scorer experiments.demo:score --png $(RUN)/evaluation.png $(EVALUATE)
 
-learn: $(VENV)/installed ## Learn by writing: makes learning/, where functions have lost their bodies and laws correct yours
+learn: $(VENV)/installed ## Learn by writing: makes learning/, empties functions, and tests what you write against its laws
 	@$(PY) -m dpo_min.learn
 
 test: $(VENV)/installed ## Run every test, on all cores
@@ -75,7 +75,7 @@ test-browser: $(VENV)/browser ## Test the pages in a real browser: apt install c
 hunt: $(VENV)/installed ## Search for failures: try every property on 20 times the examples, on others each time
 	HUNT=20 $(PY) -m pytest -q $(HUNTED)
 
-proof: $(VENV)/installed ## Run the theorem and check five results: writes docs/proof.md and its pictures
+proof: $(VENV)/installed ## Run the theorem and check seven results: writes docs/proof.md and its pictures
 	$(PY) -m experiments.proof
 
 figures: proof ## Draw every picture of docs/derivation.md, docs/proof.md and docs/losses.md again
@@ -85,7 +85,7 @@ figures: proof ## Draw every picture of docs/derivation.md, docs/proof.md and do
 symptoms: $(VENV)/installed ## Make runs go wrong on purpose: writes the curves and numbers of docs/symptoms.md
 	OMP_NUM_THREADS=1 $(PY) -m experiments.symptoms
 
-explainer: $(VENV)/installed ## Write docs/explainer.html, the page to touch
+explainer: $(VENV)/installed ## Write docs/explainer.html, the interactive page
 	OMP_NUM_THREADS=1 $(PY) -m experiments.explainer
 
 walkthrough: $(VENV)/installed ## Write docs/walkthrough.ipynb, the notebook to read

@@ -51,7 +51,7 @@ class Stage:
     """One fit of a policy. DPO is a stage, and so is the supervised fit (SFT) before it, which compares nothing."""
 
     def __init__(self, flags, policy, reference, directory):
-        """The reference is None where the loss has none; of LoRA it is the policy, asked with its adapters off."""
+        """The reference is None where the loss has none; with LoRA it is the policy, asked with its adapters off."""
         self.flags, self.policy, self.reference, self.directory = flags, policy, reference, directory
         self.sft, self.criterion, self.stored, self.kl = flags.loss_type == "sft", criterion_of(flags), None, None
         self.taken, self.overflows = 0, 0  # steps so far, and those of them that float16's scaler skipped
@@ -134,7 +134,7 @@ class Stage:
         for micro, batch, weight, last in packed:
             with distributed.sync(self.logps, last):
                 loss, sources = self.share(micro, batch, weight, denominator, totals)
-                self.scaler.scale(loss * weight).backward()  # the gradients of the micro-batches add up
+                self.scaler.scale(loss * weight).backward()  # these add up; `weight` undoes DDP's mean
             losses.append((loss.detach(), sources))
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.flags.max_grad_norm)

@@ -10,8 +10,8 @@ chain rule takes it to the parameters θ (the paper's Section 4, "What does the 
 
     ∇_θ ℓ = −β · σ(−βh) · [∇_θ log π(y_w) − ∇_θ log π(y_l)]
 
-A step downhill makes y_w likelier and y_l less likely, the harder the more wrong the pair still is. At step 0, h = 0:
-the loss is log 2 for every pair, and yet the slope is −β/2, not 0. Only the difference of the two
+A step downhill pushes log π(y_w) up and log π(y_l) down, harder where the pair is still wrong. At step 0, h = 0: the
+loss is log 2 for every pair, and yet the slope is −β/2, not 0. Only the difference of the two
 log-probabilities is pushed; parameters are shared, so both may fall while h grows.
 """
 

@@ -8,7 +8,7 @@ Which of them see Z(x)? The reward is r = βa + β log Z(x). In a function of h 
 apart, adding f(x) to both moves the optimum: `nca`, `bco`, `sppo`, `apo_zero`, `apo_down`, `dpop`, `orpo` and the three
 divergences take Z(x) to be 1. The other rows see h, constants of the pair, and −log π(y_w) beside it, which has no Z.
 
-What couples the pairs of a batch is left out, as sorting their margins (AOT, arXiv:2406.05882) or a β that the batch
+What couples the pairs of a batch is left out, such as sorting margins (AOT, arXiv:2406.05882) or a β that the batch
 decides (β-DPO, arXiv:2407.08639): the same step in other micro-batches would then have another gradient.
 """
 
@@ -27,7 +27,7 @@ MOST = 1_000_000  # for a parameter
 
 @dataclass(frozen=True)
 class RatioLoss:
-    """A row of `RATIO_LOSSES`: ℓ and both slopes as functions of (a, b, β, …), source, use, and what the sides feel."""
+    """A row of `RATIO_LOSSES`: ℓ and both slopes as functions of (a, b, β, …), source, use, and what it reads."""
 
     formula: Callable
     derivatives: Callable
@@ -167,13 +167,13 @@ RATIO_LOSSES = {
             beta * sigmoid(-beta * (a - b)),
         ),
         "DPO + NLL, arXiv:2404.19733, Eq. 1",
-        "answers that are right or wrong, as in mathematics: a is imitated, α times per token, besides DPO's push",
+        "answers that are right or wrong, as in mathematics: y_w is imitated too, with weight α per token",
     ),
     "simpo": RatioLoss(
         lambda a, b, beta, gamma=0.5: -logsigmoid(beta * (a - b) - gamma),
         lambda a, b, beta, gamma=0.5: margin_slopes(beta * (a - b) - gamma, beta),
         "SimPO, arXiv:2405.14734, Eq. 6",
-        "no memory for a reference, at --beta 2 or more: log π per token of y_w is to exceed that of y_l by γ/β",
+        "no memory for a reference; give --beta 2 or more: log π per token of y_w is to exceed that of y_l by γ/β",
         reference=False,
         reduce="mean",
     ),

@@ -257,7 +257,8 @@ def programs_text(options):
         shape = Path(options.model).name
     measured, cost = benchmark_programs.programs(options)
     machine = f"{hardware(device)}, {os.cpu_count()} cores"
-    said = textwrap.fill(f"From the command to its end, {options.pairs} pairs ({shape}; {machine}): {cost}.", 116)
+    said = f"On {options.pairs} pairs ({shape}; {machine}), from the command to its end, {cost}."
+    said = textwrap.fill(said, 116)
     text = f"""{said}
 
 PyTorch {torch.__version__}, {options.dtype}, steps of {options.batch_size} pairs. Medians of {options.repetitions},

@@ -84,19 +84,20 @@ def run_endings(report):
         f"{ended} of {len(fits)} fits to all pairs end in an optimum that is known in closed form, each in its own"
         + "".join(f"; not so: {name}" for name in missed),
         f"""
-Three letters and end-of-text, answers of at most three tokens: {len(world.completions)} of them; β = {world.beta:g},
-ε = {FLIPS:g}, the losses' own parameters at their defaults, ODPO's offset the gap of the true rewards, BCO's shift the
-mean reward at the end. A free number for each answer, L-BFGS from the reference, and for losses with kinks ever smaller
-steps. An optimum is reached where the KL to it is at most {endings.SAME:g} nats. **chosen** and **rejected** are the
-mean log π − log π_ref of the two sides. π_ref itself has E[r] = J = {found.own:.2f}.
+There are three letters and end-of-text, and answers of at most three tokens: {len(world.completions)} of them.
+β = {world.beta:g} and ε = {FLIPS:g}; the losses' own parameters have their defaults, ODPO's offset is the gap of the
+true rewards, and BCO's shift the mean reward at the end. The policy is a free number for each answer. L-BFGS minimises
+the loss from the reference on; losses with kinks are minimised by ever smaller steps. An optimum is reached where the
+KL to it is at most {endings.SAME:g} nats. **chosen** and **rejected** are the mean log π − log π_ref of the two sides.
+π_ref itself has E[r] = J = {found.own:.2f}.
 
 | loss; true labels, all pairs | ends in | nearest known optimum and the KL to it | KL(π‖π_ref) | E[r] | J \
 | chosen | rejected |
 |---|---|---|---|---|---|---|---|
 {chr(10).join(table_of_all_pairs(found))}
 
-With labels flipped at the rate {FLIPS:g}, with {FEW} pairs, and with both. **unseen** is the mass that answers in no
-pair have won: what has left both sides of every pair.
+The next table has labels flipped at the rate {FLIPS:g}, {FEW} pairs, and both. **unseen** is the probability that
+answers in no pair have gained.
 
 | loss | flipped, all: ends | KL | E[r] | J | true, {FEW}: ends | KL | E[r] | J | unseen \
 | flipped, {FEW}: ends | KL | E[r] | J | unseen |

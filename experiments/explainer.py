@@ -1,4 +1,4 @@
-"""The page to touch: writes explainer.html, one file that needs nothing from outside it.
+"""The interactive page: writes explainer.html, one file that needs nothing from outside it.
 
     python -m experiments.explainer [--out docs]
 
@@ -42,7 +42,7 @@ def page(numbers):
 
 def main():
     """Write the page."""
-    parser = argparse.ArgumentParser(description="Write the page to touch.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Write the interactive page.", allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("docs"), help="the folder of explainer.html")
     path = parser.parse_args().out / "explainer.html"
     path.parent.mkdir(parents=True, exist_ok=True)

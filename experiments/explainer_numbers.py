@@ -1,4 +1,4 @@
-"""The numbers of the page to touch: a language of seven answers, in which nothing has to be estimated but the data.
+"""The numbers of the interactive page: a language of seven answers, in which nothing has to be estimated but the data.
 
 Each function returns plain lists for one section of explainer.html. Where the page asks for a prediction, the right
 choice is computed here too.

@@ -240,8 +240,8 @@ E[r] and KL are means over one answer to each of {prompts} held-out prompts, so 
 it is about {error:.2f} at the start and less later. The optimum and best of n are estimated from {answers} answers of
 the reference, because π_r/π_ref depends on an answer's reward alone. Beyond {highest} nats fewer than twenty answers
 carry this estimate, and it is not drawn. {finished} runs are finished, of {planned} that make up {seeds} of each
-method. The reward models rank a share of {accuracy} of held-out pairs as labelled; the true reward ranks 0.82 of them
-so.
+method. The reward models rank a share of {accuracy} of held-out pairs as labelled; the true reward ranks 0.80 of all
+pairs so, where a tie counts one half.
 
 {ends}
 

@@ -129,8 +129,8 @@ def run_table(world, report):
         found <= TABLE_KL,
         f"KL(π‖π_r) = {found:.1e} nats, at most {TABLE_KL:g} wanted",
         f"""
-One free number for each of the {len(world.completions)} completions, DPO's loss over all pairs, L-BFGS in float64. At
-the start, KL(π_ref‖π_r) = {distance(world.log_ref, world):.3f} nats.""",
+The policy is one free number for each of the {len(world.completions)} completions. L-BFGS minimises DPO's loss over all
+pairs in float64. At the start, KL(π_ref‖π_r) = {distance(world.log_ref, world):.3f} nats.""",
     )
 
 
@@ -144,7 +144,7 @@ def run_gpt(world, report):
         found <= GPT_KL,
         f"KL(π‖π_r) = {found:.1e} nats, at most {GPT_KL:g} wanted",
         f"""
-The same loss through the project's own path: batch → log-probabilities → margin → loss → AdamW, in float32,
+The same loss goes through the project's own path: batch → log-probabilities → margin → loss → AdamW, in float32,
 {len(distances)} steps from a copy of the reference. The loss sees how often each answer is preferred to each other one,
 never the reward.
 
@@ -171,10 +171,11 @@ def run_samples(report, repeats=100):
         abs(slope + 1) <= SLOPE_ERROR,
         f"slope of log KL against log N: {slope:.3f} ± {half:.3f} (95 %), within {SLOPE_ERROR:g} of −1 wanted",
         f"""
-Answers of at most two tokens ({len(world.completions)} completions), N pairs drawn from the reference and judged once
-each, {repeats} data sets of every size. Theory: N times the mean KL tends to ½ tr(A B⁺) = {constant:.1f}, A and B being
-the matrices of second derivatives, by log π at π_r, of KL(π‖π_r) and of the mean loss. The law is for large N: with a
-thousand pairs some answer may never have won or never have lost, and then no best policy exists.
+Answers have at most two tokens ({len(world.completions)} completions). N pairs are drawn from the reference and
+judged once each; there are {repeats} data sets of every size. Theory: N times the mean KL tends to ½ tr(A B⁺) =
+{constant:.1f}, A and B being the matrices of second derivatives, by log π at π_r, of KL(π‖π_r) and of the mean
+loss. The law is for large N: with a thousand pairs some answer may never have won or never have lost, and then no best
+policy exists.
 
 | N | mean KL(π‖π_r), nats | N · KL ± standard error |
 |---|---|---|
@@ -205,8 +206,8 @@ def run_losses(world, report):
         recovered == [("sigmoid", 0.0), ("robust", FLIPS)],
         "π_r is recovered by " + " and ".join(f"`{name}` with flips at rate {flips:g}" for name, flips in recovered),
         f"""
-The same table, the seven losses, β = {world.beta:g}, ε = {FLIPS:g} where a loss has one. The largest J there is: \
-{value(world, world.optimum):.3f}.
+The table is the same. The seven losses are minimised with β = {world.beta:g}, and ε = {FLIPS:g} where a loss has one. \
+The largest J there is: {value(world, world.optimum):.3f}.
 
 | labels | loss | KL(π‖π_r) | KL(π‖π_ref) | E[r] | J(π) | is it π_r? |
 |---|---|---|---|---|---|---|
@@ -255,8 +256,9 @@ parameters between positions, and says the same at the first token too."""
         bool(found),
         f"{len(found)} of the {count * (count - 1)} ordered pairs show it",
         f"""
-Two letters, end-of-text written as a full stop, at most two tokens: {count} completions. A GPT takes 30 plain gradient
-steps on one pair alone (β = 0.1, learning rate 0.05), for each ordered pair. The clearest case,
+There are two letters, end-of-text is written as a full stop, and answers have at most two tokens, so that there
+are {count} completions. A GPT takes 30 plain gradient steps on one pair alone (β = 0.1, learning rate
+0.05), for each ordered pair. The clearest case,
 {names[chosen]} preferred to {names[rejected]}:
 
 | y | π_ref(y) | π(y) | log π − log π_ref | |

@@ -51,6 +51,24 @@ def handlers():
         signal.signal(number, handler)
 
 
+@pytest.fixture(scope="module")
+def prefs(tmp_path_factory):
+    """A file of 40 preferences."""
+    from training import rows, write  # it imports the whole program, which most tests do not need
+
+    return write(tmp_path_factory.mktemp("prefs") / "prefs.jsonl", rows(40))
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory, prefs):
+    """A model directory, fitted on `prefs` by the command itself with --loss-type sft."""
+    from training import TINY, fit
+
+    out = tmp_path_factory.mktemp("init") / "run"
+    assert fit("--data", prefs, "--loss-type", "sft", "--max-steps", 3, "--out", out, *TINY) == 0
+    return out / "model"
+
+
 @pytest.fixture
 def quickly(monkeypatch):
     """Runs without what costs most of a short one and is looked at elsewhere: the picture, and waiting for the disk."""

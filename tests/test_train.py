@@ -38,19 +38,6 @@ ROOT = Path(train.__file__).parent
 pytestmark = pytest.mark.usefixtures("quickly")
 
 
-@pytest.fixture(scope="module")
-def prefs(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("prefs") / "prefs.jsonl", rows(40))
-
-
-@pytest.fixture(scope="module")
-def init(tmp_path_factory, prefs):
-    """A model directory, fitted by the command itself with --loss-type sft."""
-    out = tmp_path_factory.mktemp("init") / "run"
-    assert fit("--data", prefs, "--loss-type", "sft", "--max-steps", 3, "--out", out, *TINY) == 0
-    return out / "model"
-
-
 # --- the whole path ---------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import torch
 from dpo_min.logprob import token_logprobs
 
 PADDING, PROMPT, CHOSEN = range(-1, 2)  # and the other answers count on from there
-WINDOW = 128  # pairs that are sorted by length together: of real dialogues less than a tenth is then padding
+WINDOW = 128  # pairs that are sorted by length together: on real dialogues padding is then below 10 %
 SHARE = 8  # and no more than an eighth of the data, or every epoch would have the same pairs in a step
 
 
@@ -98,8 +98,8 @@ def log_collisions(hidden, head, rows=64):
 def batch_token_logps(model, batch, aligned=False):
     """Log-probabilities of the scored tokens, (T,) for every completion: chosen, then rejected. The whole path.
 
-    Only scored positions meet the vocabulary. `aligned` ones are less log Σ_v π(v)², WPO's mean of what is drawn.
-    A CPU computes nothing for padding. Compiled code would be compiled for every shape; on a GPU it was not measured.
+    Only scored positions meet the vocabulary. With `aligned`, log Σ_v π(v)² is subtracted from each, as WPO does. A CPU
+    leaves padding out. Compiled code does not, as every shape would be compiled, nor does a GPU: it was not measured.
     """
     *inputs, predictors = batch.tokens, batch.positions, batch.mask, batch.predictors
     if batch.segments is not None and batch.tokens.device.type == "cpu" and not model.compiled:

@@ -19,12 +19,12 @@ import numpy as np
 
 from dpo_min.data.blocks import BLOCK, FORM, MOST_COUNTED, ROW, UNREAD, encode_files, id_type
 from dpo_min.data.cache_directory import build, cache_key, is_whole, map_array
-from dpo_min.data.chat_template import write
+from dpo_min.data.chat_template import name_hh
 from dpo_min.data.forms import NAMES
 from dpo_min.data.hashed_files import data_hash, note_hash, noted_hash, stamps_of
 from dpo_min.data.lines import is_array
 from dpo_min.data.rows import USUAL
-from dpo_min.data.templates import PLAIN, TEMPLATES
+from dpo_min.data.templates import PLAIN
 from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.data.workers import WorkerDied, default_workers
 from dpo_min.system.files import Lock, make_directory, read_json
@@ -175,8 +175,7 @@ def read_pairs(config, tokenizer, template=PLAIN):
         print(f"data: {line}")
     if not train:
         raise ValueError(f"{', '.join(config.data)}: no row is left to train on")
-    if template.bare and not counts["plain"]:
-        tokenizer.chat_template = write(TEMPLATES["hh"])
+    name_hh(tokenizer, template, counts["plain"])
     return train, held_out, sft or train
 
 

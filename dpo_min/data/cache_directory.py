@@ -1,6 +1,6 @@
-"""One cache: a directory that has its name once it is whole, so that what has the name can be used.
+"""One cache: a directory that gets its name only when it is whole, so that whatever has that name can be used.
 
-Until then it has another, with this program's mark, by which it is found and removed if the program was killed.
+Until then its name carries this program's mark, by which it is found and removed if the program was killed.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ def build(place, paths, content, encode):
     `encode` writes to the two binary files that it is given, and returns counts and the hash of the data that it read.
 
     Raises:
-        ValueError: that is another hash.
+        ValueError: the data that were read have another hash.
         OSError: the files cannot be written.
     """
     for old in partials(place.parent):

@@ -1,4 +1,4 @@
-"""A model's own chat template: recognised among those of `templates.py`, and written where a model is saved.
+"""Which chat template a run uses: a model's own, recognised among those of `templates.py`, or HH's, or none.
 
 In a model directory a chat template is a program of another language (Jinja). It is not run here. Its text is taken
 apart into what it prints, and all that it says with markers has to be what a known template says: then the texts that
@@ -179,8 +179,8 @@ def use_template(tokenizer, name="auto", system=None):
     own = recognise(source) if source else PLAIN
     if own is None and name == "auto":
         raise ValueError(
-            f"the model's chat_template is none that is known here: give --template {', '.join([*TEMPLATES][1:])} if "
-            "it is one of these in other words, or --template none for rows of text that stay as they are"
+            f"the model's chat_template is not known here: give --template {', '.join([*TEMPLATES][1:])} if it means "
+            "the same as one of these, or --template none for rows of text that stay as they are"
         )
     template = own if own and (name == "auto" or (own.name == name and not own.bare)) else TEMPLATES[name]
     if system is not None and (template.bare or not template.before):
@@ -195,6 +195,15 @@ def use_template(tokenizer, name="auto", system=None):
     if template.close:
         tokenizer.end_of_text = tokenizer.control[template.close]
     return template
+
+
+def name_hh(tokenizer, template, plain):
+    """Give a tokenizer without a chat template HH's, to be saved with, where every prompt of the data is in that form.
+
+    Args: `template` is what `use_template` found, and `plain` counts the prompts that are not.
+    """
+    if template.bare and not plain:
+        tokenizer.chat_template = write(TEMPLATES["hh"])
 
 
 def check_reference(directory, tokenizer, template, model):

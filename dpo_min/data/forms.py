@@ -9,8 +9,8 @@ These forms are read, whatever the mixture:
     {"question" or "instruction" and "input": "…", …}    beside the two sides, and "system" beside any prompt
     {"conversations" or "messages": [messages], …}       a dialogue as the prompt
 
-A message is {"role", "content"} or, as ShareGPT has it, {"from", "value"}. No column that carries text is passed over:
-one that is neither read nor known to be about the row (a score, an id, a source) is refused by name.
+A message is {"role", "content"} or, as ShareGPT has it, {"from", "value"}. No column that carries text is skipped: one
+that is neither read nor known to be about the row (a score, an id, a source) is refused by name.
 """
 
 from typing import NamedTuple
@@ -34,8 +34,8 @@ SYSTEM = ("system", "system_prompt")
 OTHERS = {  # columns of data sets that hold no pairs → what they are
     ("completion", "label"): "single judgements, which --loss-type kto reads",
     ("responses",): "ranked lists of answers, which --loss-type plackett_luce reads",
-    ("winner",): "two answers and a verdict: make chosen the one that won, and rejected the other",
-    ("choice",): "several answers and a verdict: make chosen the one that won, and rejected another",
+    ("winner",): "two answers and a verdict: put the winner into chosen, and the other answer into rejected",
+    ("choice",): "several answers and a verdict: put the winner into chosen, and another answer into rejected",
 }
 
 

@@ -9,12 +9,12 @@ They are kept in memory, and no cache is made of them.
 from collections import Counter
 from dataclasses import dataclass
 
-from dpo_min.data.chat_template import write
+from dpo_min.data.chat_template import name_hh
 from dpo_min.data.forms import Columns, read_row
 from dpo_min.data.hashed_files import Reading
 from dpo_min.data.messages import BadRow, is_dialogue
 from dpo_min.data.rows import ERRORS_SHOWN, Preference, check_rows, decoded, parse_files, reasons, split_digest
-from dpo_min.data.templates import PLAIN, TEMPLATES
+from dpo_min.data.templates import PLAIN
 from dpo_min.data.tokenizing import encode_pair, truncate
 
 MOST = 100  # answers of a list
@@ -153,6 +153,5 @@ def read_judgements(flags, tokenizer, template=PLAIN):
     )
     if not train:
         raise ValueError(f"{', '.join(flags.data)}: no row is left to train on")
-    if template.bare and not counts["plain"]:
-        tokenizer.chat_template = write(TEMPLATES["hh"])
+    name_hh(tokenizer, template, counts["plain"])
     return train, held_out, Rows([row for row in sft if row.label is not False] or train, sft.sha256)

@@ -45,7 +45,7 @@ class Tokenizer:
             nfc: whether text is brought into Unicode's form NFC before.
             words: text → (id, whether it is looked for after NFC) of what becomes one id before all else; an id of
                 None is that of text in which no other word is looked for.
-            whole, unused: token bytes → id of what only a whole piece becomes, and of what nothing becomes.
+            whole, unused: token bytes → id of tokens that only a whole piece becomes, and of those no text becomes.
             files: name → text of the files that say all this; by default they are made when it is saved.
         """
         self.ranks, self.end_of_text, self.begin_of_text = ranks, end_of_text, begin_of_text

@@ -1,7 +1,7 @@
 """The files in which tokenizers are published → what decides ids, each of it understood or refused by name.
 
-A directory holds tokenizer.json, or GPT-2's vocab.json and merges.txt, of which the same content is made here as the
-ecosystem makes of them. tokenizer_added.py reads what lies beside them.
+A directory holds tokenizer.json, or GPT-2's vocab.json and merges.txt, from which the same content is built here as the
+ecosystem builds. tokenizer_added.py reads what lies beside them.
 """
 
 import json
@@ -206,7 +206,7 @@ def who_reads(name, eos):
 
 
 def with_roles(texts, eos, template):
-    """The files, in which another token may close a text, or another chat template be the model's, than they say."""
+    """The files, changed where `eos`, which closes a text, or the chat template differs from what they say."""
     config, named = (parse(name, texts.get(name, "{}")) for name in (CONFIG, NAMED))
     changed = {} if named_token(Files(texts, None, config, named, {}), "eos_token") == eos else {"eos_token": eos}
     if template != chat_template(texts, config):

@@ -115,7 +115,7 @@ def choose(preferences, tokenizer, limits, seed, max_pairs, tokens, template=PLA
     """The first pairs in the order of the seed: `max_pairs` of them or, if that is None, as many as have `tokens`.
 
     Where a row stands in its file does not matter. A row that truncation leaves without an answer, or without a
-    difference, is passed over.
+    difference, is skipped.
     """
     pairs = []
     for row in sorted(preferences, key=lambda p: digest(f"evaluate {seed}", p.prompt, p.chosen, p.rejected)):

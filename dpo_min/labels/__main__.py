@@ -37,8 +37,8 @@ class LabelFlags:
     repeat: int = flag(10, "show every N-th pair a second time, sides swapped, to measure the noise; 0: none", NATURAL)
     port: int = flag(0, "of the page; 0: a free one", between(0, 65535, "a whole number from 0 to 65535"))
     scorer: str | None = flag(None, "label without a person: module:function, or a model directory with --reference")
-    reference: Path | None = flag(None, "the model that a --scorer that is a model is measured against")
-    compare: str = flag("best-worst", "of a prompt's answers, by the scorer: one pair, or all pairs", [*COMPARISONS])
+    reference: Path | None = flag(None, "the reference, where --scorer is a model directory")
+    compare: str = flag("best-worst", "what --scorer labels: the best and worst answer, or all pairs", [*COMPARISONS])
     report: bool = flag(False, "say what the labels so far are worth, and end")
 
 

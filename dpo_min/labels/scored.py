@@ -75,8 +75,8 @@ class Scorer:
 def label_all(candidates, scorer, which, choices):
     """Label all `Candidates` that `choices` lacks; returns how many labels came, and how many of them are ties.
 
-    With "best-worst" a prompt gets one label, and a prompt that has one is passed over. With "all" every pair gets one,
-    and only the pairs that have one are passed over.
+    With "best-worst" a prompt gets one label, and a prompt that has one is skipped. With "all" every pair gets one,
+    and only the pairs that have one are skipped.
     """
     labels = ties = 0
     with Progress("labels", total=len(candidates), unit="prompts") as progress:

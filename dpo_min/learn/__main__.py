@@ -32,9 +32,9 @@ class LearnFlags:
 
     action: list[str] = flag([], "make (if none is given), check, hint or reveal", values="ACTION", positional=True)
     folder: Path = flag(Path("learning"), "where the exercises are, or are to be")
-    exercise: str | None = flag(None, "which one; default: the one that comes next, and of check all in their order")
-    all: bool = flag(False, "of check: fail also where an exercise is not written yet")
-    seconds: float = flag(20.0, "of check: the time for one exercise", between(0.1, 1e6, "a number from 0.1 to 10^6"))
+    exercise: str | None = flag(None, "which one; default: the one that comes next; for check, all in their order")
+    all: bool = flag(False, "for check: fail also where an exercise is not written yet")
+    seconds: float = flag(20.0, "for check: the time for one exercise", between(0.1, 1e6, "a number from 0.1 to 10^6"))
 
 
 GROUPS = sections(LearnFlags, "action folder", ("check, hint and reveal", "exercise"), ("check", "all"))

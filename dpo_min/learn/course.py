@@ -40,7 +40,7 @@ class Exercise:
 
     @property
     def lines(self):
-        """The line of the project's body on which most goes wrong, that of the first mistake; of a row its bodies."""
+        """The line of the project's body on which most goes wrong, that of the first mistake; for a row, its bodies."""
         lines = [line.strip() for text in cut.bodies(self.source, self.name) for line in text.splitlines()]
         return lines if self.formula else [line for line in lines if self.mistakes[0].has in line]
 
@@ -57,7 +57,7 @@ class Exercise:
 
     @property
     def formula(self):
-        """ℓ of a row, from the table of docs/derivation.md, which calls x u; nothing of a function, which says it."""
+        """ℓ of a row, from the table of docs/derivation.md, which calls x u; nothing for a function."""
         if not self.name.startswith('"'):
             return ""
         (formula,) = re.findall(rf"^\| \[`{self.name}`\][^|]*\| ([^|]*) \|", page(), re.MULTILINE)

@@ -142,7 +142,7 @@ def a_step_downhill_raises_the_chosen_answer(yours):
 
 @law("dpo_gradient")
 def both_answers_are_pushed_equally(yours):
-    """H sees only the difference: ∂ℓ/∂log π(y_l) = −∂ℓ/∂log π(y_w)."""
+    """The margin h sees only the difference: ∂ℓ/∂log π(y_l) = −∂ℓ/∂log π(y_w)."""
     for h in MARGINS:
         chosen, rejected = yours(h, 0.5)
         yield holds(torch.isclose(chosen, -rejected), (chosen, rejected), "the second minus the first")

@@ -130,7 +130,7 @@ def number(path):
 def load_checkpoint(directory, parts, warn=print):
     """Put the newest whole checkpoint into `parts` and return its state, or None where there is none at all.
 
-    One that is cut short or altered is passed over with a warning, for the one before it. What the optimizer's groups
+    One that is cut short or altered is skipped with a warning, for the one before it. What the optimizer's groups
     hold is not in it: the configuration determines it.
 
     Raises:

@@ -53,7 +53,7 @@ def start(device):
     if device == "cuda":
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= gpus:
-            raise ValueError(f"torchrun --nproc_per_node: this machine has {gpus} GPUs, and one is for one process")
+            raise ValueError(f"torchrun --nproc_per_node: this machine has {gpus} GPUs, and each process needs its own")
         torch.cuda.set_device(local)  # from here on "cuda" means this one
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     said = threading.Timer(PATIENCE, say_at_once, (2, f"waiting for the other processes at {place}\n"))

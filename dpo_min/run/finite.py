@@ -1,4 +1,4 @@
-"""What is not finite ends a run before it is stepped on: losses, gradients and weights, by the rows that made them."""
+"""Stops a run before a step with a loss, gradient or weight that is not finite, and names the rows that made it so."""
 
 import math
 from contextlib import contextmanager

@@ -83,6 +83,6 @@ def loss_weights(text):
 
 LOSS = Accepts(
     loss_weights,
-    f"one of {', '.join([*LOSS_NAMES, *OTHERS])}, sft, or losses that read the same log-probabilities with weights, "
-    "such as sigmoid:1,sft:0.1",
+    f"one of {', '.join([*LOSS_NAMES, *OTHERS])}, sft, or a weighted mix, such as "
+    "sigmoid:1,sft:0.1, of losses that read the same log-probabilities",
 )

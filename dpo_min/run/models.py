@@ -13,8 +13,8 @@ from dpo_min.run.session import save_model_directory
 def load_models(flags, directory=None):
     """(policy, reference) of a run that begins with --init, or with `directory`.
 
-    The policy as it begins is the reference, so one model is both where the reference is asked before the first step
-    alone; of LoRA it stays so, with the adapter off. --reference names another. The reference is None where the loss
+    The policy as it begins is the reference. So one model is both where the reference is asked only before the first
+    step; with LoRA it always is, as the adapter can be switched off. --reference names another. None where the loss
     has none, and where --adapter has yet to be merged into --init, which both then begin with.
     """
     policy = load_model(directory or flags.init)

@@ -27,7 +27,7 @@ LENGTH = {"epochs", "max_steps"}  # compared as the number of steps
 FREE = {"log_every", "eval_every", "save_every", "max_kl"}  # no weight depends on them
 PLACE = {"processor", "processes", "threads"}  # the machine, as far as it decides last bits
 ROUNDING = {"micro_batch_size", "checkpoint_activations", "compile", "device"} | PLACE
-ANOTHER = "; a run keeps what it began with: for another, begin a new run, with --init on the best/ of this one"
+ANOTHER = "; a run keeps what it began with: to change that, begin a new run, with --init on the best/ of this one"
 
 
 def kept_flags(flags):
@@ -89,7 +89,8 @@ def length_notes(before, steps):
             "the learning rate of every step depends on that number"
         )
     begun = f" that begins with --sft-steps {before['sft_steps']} and" if before.get("sft_steps") else " that"
-    return [f"{was} steps become {steps}: to the last bit the run{begun} has {steps} steps, best/ aside"]
+    same = f"to the last bit that of a run{begun} has {steps} steps"
+    return [f"{was} steps become {steps}: the result, except for best/, is {same}"]
 
 
 def check_flags(flags, tokenizer):

@@ -38,7 +38,7 @@ def identity_of(job, policy, reference):
 
 @contextmanager
 def opened(flags, identity):
-    """The run directory, locked while the context lasts, with its config.json; of a resumed run it is compared first.
+    """The run directory, locked while the context lasts, with its config.json; for a resumed run it is compared first.
 
     Of several processes the first does it; the others wait. The program ends with one line where the directory cannot
     be made, another run is writing in it, or its run began with other settings.

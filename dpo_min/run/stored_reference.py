@@ -103,7 +103,7 @@ class ReferenceLogps:
                 with write_atomically(self.path) as file:
                     np.savez(file, digests=self.digests.view(np.uint8).reshape(-1, 16), logps=self.logps)
             except OSError as error:
-                print(f"note: {self.path.parent} takes no file ({error.strerror}): another run scores anew")
+                print(f"note: cannot write to {self.path.parent} ({error.strerror}): another run scores again")
 
     def look_up(self, pairs, like, reduce="sum"):
         """(chosen, rejected) log-probabilities, each (B,), of the type and on the device of `like`.
@@ -121,7 +121,7 @@ class ReferenceLogps:
 
 
 def settings_of(flags, fingerprint, device, reduce):
-    """What the numbers of a reference with this `model_fingerprint` depend on, besides the pairs."""
+    """What makes a stored reference stale where it is another, besides the pairs; `fingerprint`: its weights' hash."""
     names = ("batch_size", "micro_batch_size", "seed", "compile", "dtype")
     settings = {name: getattr(flags, name) for name in names} | {"device": device}
     settings |= {"weights": fingerprint, "threads": torch.get_num_threads()}

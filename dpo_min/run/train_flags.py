@@ -11,7 +11,7 @@ from dpo_min.system import kinds
 from dpo_min.system.flags import flag, parse, refuse, sections
 from dpo_min.system.launcher import processes
 
-LEARNING_RATE = 2e-5  # of a model of some hundred million weights: docs/real-model.md tries others
+LEARNING_RATE = 2e-5  # of a model of some hundred million weights: docs/lora.md tries others
 SFT_LEARNING_RATE = 2e-3  # of a small GPT from scratch
 LORA_RATE = 10  # times the learning rate of all weights (Schulman et al., 2025, "LoRA Without Regret")
 
@@ -22,17 +22,17 @@ class TrainFlags(RowFlags):
 
     data: list[str] = flag(MISSING, "preferences, .jsonl or .jsonl.gz")
     eval_data: list[str] = flag([], "held-out preferences; instead of splitting some off --data")
-    eval_fraction: float | None = flag(None, "share of --data held out; default: 0.05, to 1000 pairs", kinds.FRACTION)
+    eval_fraction: float | None = flag(None, "share held out; default: 0.05, at most 1000 pairs", kinds.FRACTION)
     sft_data: list[str] = flag([], "fit the first model to the chosen side of these rows; default: of --data")
     skip_bad_rows: bool = flag(False, "leave malformed rows out instead of stopping at them")
     ties: str = flag("drop", "rows with tie true: leave them out, or train both ways at half weight", ["drop", "half"])
-    max_length: int | None = flag(None, "tokens of prompt + completion; default: 512, or --block-size", kinds.LENGTH)
+    max_length: int | None = flag(None, "tokens of prompt + completion; default: 512, or all positions", kinds.LENGTH)
     max_prompt_length: int | None = flag(None, "tokens a cut prompt keeps; default: half --max-length", kinds.COUNT)
     init: Path | None = flag(None, "model directory to start from; without it a small GPT is fitted first")
     adapter: Path | None = flag(None, "adapter directory that belongs to --init: the run begins with both, merged")
     reference: Path | None = flag(None, "model directory of the reference, if it is not --init")
-    reference_refresh: int | None = flag(None, "steps between the reference's steps towards the policy", kinds.COUNT)
-    reference_alpha: float = flag(0.6, "length of such a step; 1 makes it the policy", kinds.PROBABILITY)
+    reference_refresh: int | None = flag(None, "move the reference towards the policy after every N steps", kinds.COUNT)
+    reference_alpha: float = flag(0.6, "how far, as a share of the way; 1 makes it the policy", kinds.PROBABILITY)
     tokenizer: str | None = flag(None, "bytes, gpt2 or a directory; default: --init's own, bytes without --init")
     out: Path | None = flag(None, "run directory; default: runs/ and the name of the data")
     n_layer: int = flag(4, "blocks of the GPT that is fitted from scratch", kinds.SIZE)
@@ -45,14 +45,14 @@ class TrainFlags(RowFlags):
     beta: float = flag(0.1, "lower: follow the preferences further from the reference; higher: stay", kinds.POSITIVE)
     label_smoothing: float | None = flag(None, "rate of wrong labels to allow for; default: 0.1", kinds.NOISE_RATE)
     wpo: bool = flag(False, "weigh each pair by how like the policy's own writing it is, as WPO does")
-    reduce: str = flag("sum", "mean: score a completion by its mean token, blind to length", ["sum", "mean"])
+    reduce: str = flag("sum", "mean: score by log-probability per token, whatever the length", ["sum", "mean"])
     epochs: float = flag(1.0, "passes over the data", kinds.POSITIVE)
     max_steps: int | None = flag(None, "optimiser steps, instead of --epochs", kinds.COUNT)
     sft_steps: int | None = flag(None, "length of the first fit; default: as long as what follows", kinds.COUNT)
     batch_size: int = flag(32, "pairs per optimiser step; larger for noisier labels", kinds.COUNT)
     learning_rate: float | None = flag(
         None,
-        "default: 1e-4, 2e-3 for sft; with --init 2e-5 (models of billions: a tenth); with --lora ten times that",
+        "default: 1e-4, for sft 2e-3; with --init 2e-5; with --lora ten times; try a tenth for billions of weights",
         kinds.RATE,
     )
     warmup_steps: int = flag(0, "steps in which the learning rate rises to its value; the paper has 150", kinds.NATURAL)
@@ -164,7 +164,7 @@ WITHOUT_EFFECT = (
     (lambda c: not c.init, "adapter", "without --init, the model that it belongs to"),
     (lambda c: c.adapter, "reference", "with --adapter: the reference is --init with that adapter, merged"),
     (lambda c: not c.lora, "lora_alpha lora_targets export", "without --lora"),
-    (lambda c: c.lora, "reference_refresh", "with --lora: the reference is what the adapter is beside, and stays"),
+    (lambda c: c.lora, "reference_refresh", "with --lora: the reference is the model without its adapter"),
     (
         lambda c: imitates(c) and not c.init,
         "lora",
@@ -197,7 +197,7 @@ def read_flags(argv):
     check_kinds([*flags.data, *flags.eval_data, *flags.sft_data])
     flags.out = flags.out or Path("runs") / (Path(flags.data[0]).name.lstrip(".").split(".")[0] or "run")
     if flags.out.name.lower() == flags.cache.name:
-        raise ValueError(f"--out {flags.out}: cache/ is what the runs beside it share and may be deleted; name another")
+        raise ValueError(f"--out {flags.out}: cache/ is shared by all runs and may be deleted; name another")
     flags.resume = check_out(flags.out, flags.resume)
     return flags, given
 

@@ -34,7 +34,8 @@ class Watch:
             self.warn(
                 "loss",
                 f"step {step}: the held-out loss {line['loss']:.3f} is far above {self.at_reference:.3f}, that of an "
-                "untrained policy: it overfits or diverges; a lower --learning-rate, fewer --epochs or a higher --beta",
+                "untrained policy: it overfits or diverges; try a lower --learning-rate, fewer --epochs or "
+                "a higher --beta",
             )
         if not held_out:
             right = line["rewards/accuracies"] == 1
@@ -51,13 +52,13 @@ class Watch:
             self.warn(
                 "fall",
                 f"step {step}: log π of the chosen side fell from {reference:.1f} to {line['logps/chosen']:.1f} nats: "
-                "the policy leaves both answers; a lower --learning-rate or a higher --beta",
+                "the policy leaves both answers; try a lower --learning-rate or a higher --beta",
             )
         if self.config.max_kl and line.get("kl", -math.inf) > self.config.max_kl:
             self.warn(
                 "kl",
                 f"step {step}: KL(policy‖reference) is {line['kl']:.2f} nats an answer, past --max-kl "
-                f"{self.config.max_kl:g}: it may earn its reward where no preference was seen; a higher --beta",
+                f"{self.config.max_kl:g}: it may earn its reward where no preference was seen; try a higher --beta",
             )
 
     def warn(self, key, text):

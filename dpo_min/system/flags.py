@@ -7,6 +7,8 @@ from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin
 
+from dpo_min.system.launcher import program_name
+
 
 def flag(default, about, accepts=None, values="PATH", positional=False):
     """A field of a dataclass of flags: its default, when to change it, and what it accepts (`Accepts`, or a list).
@@ -52,7 +54,9 @@ def parse(flags_class, argv, description, groups=(), example=""):
         ValueError: an unknown flag, or a value out of range; the message names the flag and what it accepts.
     """
     epilog = example and f"example: {example}"
-    parser = Parser(description=description, epilog=epilog, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(
+        program_name(), description=description, epilog=epilog, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
     known = {f.name: f for f in fields(flags_class)}
     for title, names in groups:
         group = parser.add_argument_group(title)

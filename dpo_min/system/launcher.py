@@ -1,7 +1,8 @@
-"""What a launcher such as torchrun says in the environment: how many processes there are, and which one this is."""
+"""How this process was started: by what command, and by torchrun as which one of how many."""
 
 import os
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,13 @@ from dpo_min.system.text import one_line
 
 NUMBER = re.compile(r"\d{1,6}")
 NUMBERS = ("RANK", "LOCAL_RANK", "MASTER_PORT")  # what every process is told beside WORLD_SIZE and MASTER_ADDR
+
+
+def program_name():
+    """What was typed to start this program, less its flags: train.py, or python -m dpo_min.learn."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    as_module = spec and spec.origin == sys.argv[0]
+    return f"python -m {spec.name.removesuffix('.__main__')}" if as_module else Path(sys.argv[0]).name
 
 
 def processes():

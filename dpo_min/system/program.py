@@ -6,9 +6,8 @@ import gc
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
-from dpo_min.system.launcher import first_to_fail
+from dpo_min.system.launcher import first_to_fail, program_name
 from dpo_min.system.streams import OutputLost, steady
 from dpo_min.system.text import Lines, one_line
 
@@ -31,7 +30,7 @@ def stop(message, code=2):
     """End the program: the message on standard error, after the program's name, in one line where it is not `Lines`."""
     if first_to_fail():
         lines = str(message).split("\n") if isinstance(message, Lines) else [message]
-        print(f"{Path(sys.argv[0]).name}: error:", "\n".join(map(one_line, lines)), file=sys.stderr)
+        print(f"{program_name()}: error:", "\n".join(map(one_line, lines)), file=sys.stderr)
     sys.exit(code)
 
 

@@ -2,10 +2,8 @@
 
 import os
 import signal
-import sys
-from pathlib import Path
 
-from dpo_min.system.launcher import rank
+from dpo_min.system.launcher import program_name, rank
 from dpo_min.system.streams import say_at_once
 
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -26,7 +24,7 @@ def interrupt(number, frame):
 def quit_at_once(number, frame):
     """Leave as if killed, which a run survives, but with a line: modules and C++ take no exception everywhere."""
     if not rank():
-        name = Path(sys.argv[0]).name
+        name = program_name()
         hint = "; if the run had begun, --resume goes on" if name == "train.py" else ""
         say_at_once(2, f"{name}: stopped at once{hint}\n")
     os._exit(130)

@@ -1,4 +1,4 @@
-"""The page to touch, in a real browser: what it shows is what the functions of the library return."""
+"""The interactive page, in a real browser: what it shows is what the functions of the library return."""
 
 import json
 import math

@@ -250,11 +250,6 @@ def test_one_process_goes_on_where_it_stopped_and_a_torn_checkpoint_is_no_checkp
 STEPS_OF_IT = "--max-steps 4 --batch-size 14 --log-every 2 --eval-every 2"
 
 
-@pytest.fixture(scope="module")
-def prefs(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("prefs") / "prefs.jsonl", rows(40))
-
-
 def test_the_command_under_torchrun_writes_and_prints_once_and_one_process_can_go_on(tmp_path, prefs):
     """The first fit included; with --shard, which is no part of what --resume compares."""
     flags = ["--data", prefs, *training.TINY, *STEPS_OF_IT.split()]

@@ -20,7 +20,7 @@ from dpo_min.run.job import prepare
 from dpo_min.run.models import load_models
 from dpo_min.run.stored_reference import ReferenceLogps, follow, pair_digest
 from dpo_min.run.train_flags import TrainFlags
-from tests.training import LOG_2, TINY, equal, fit, metrics, rows, stopped_in, weights, write
+from tests.training import LOG_2, equal, fit, metrics, stopped_in, weights, write
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -342,17 +342,10 @@ def assert_close(ours, theirs):
 
 
 @pytest.fixture(scope="module")
-def prefs(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("prefs") / "prefs.jsonl", rows(40))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory, prefs):
-    """The flags of a run of eight steps, three to the epoch, from a model of the command's own."""
-    out = tmp_path_factory.mktemp("init") / "run"
-    assert fit("--data", prefs, "--loss-type", "sft", "--max-steps", 3, "--out", out, *TINY) == 0
+def base(prefs, init):
+    """The flags of a run of eight steps, three to the epoch."""
     flags = "--max-steps 8 --batch-size 14 --micro-batch-size 4 --learning-rate 3e-3 --log-every 1 --eval-every 3"
-    return ["--data", prefs, "--init", out / "model", *flags.split()]
+    return ["--data", prefs, "--init", init, *flags.split()]
 
 
 def cached(directory):
