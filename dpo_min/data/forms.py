@@ -67,7 +67,9 @@ def read_row(row, columns=NAMES):
     if type(chosen) is not type(rejected):
         kinds = ", ".join(f"{shown(name)} is {type(row[name]).__name__}" for name in names[-2:])
         raise BadRow(f"the two sides must be both text or both messages: {kinds}")
-    whole = isinstance(chosen, tuple) and "assistant" not in [side[0].role for side in (chosen, rejected) if side]
+    if not (chosen and rejected):
+        raise BadRow(f"empty completion: {'rejected' if chosen else 'chosen'}")
+    whole = isinstance(chosen, tuple) and "assistant" not in [side[0].role for side in (chosen, rejected)]
     prompt, used = find_prompt(row, columns, whole)
     system, more = find_system(row, used)
     shape = ("whole dialogues" if whole else "messages") if isinstance(chosen, tuple) else "text"
@@ -140,8 +142,6 @@ def put_together(prompt, system, chosen, rejected, whole):
         prompt, chosen, rejected = split_prompt(chosen, rejected)
         if system and not is_dialogue(prompt):
             raise BadRow("a system text without a prompt; name the prompt's column with --prompt-column")
-    elif isinstance(chosen, tuple) and not (chosen and rejected):
-        raise BadRow(f"empty completion: {'rejected' if chosen else 'chosen'}")
     elif whole:
         shared, *sides = split_messages(chosen, rejected)
         asked = (Message("user", prompt),) if isinstance(prompt, str) else prompt or ()

@@ -67,10 +67,6 @@ def split_prompt(chosen, rejected):
     The cut is after the last "\n\nAssistant:" where both texts then share one prompt, otherwise after
     their longest common prefix; in either case so that neither completion is empty.
     """
-    if not chosen or not rejected:
-        raise BadRow(f"empty completion: {'rejected' if chosen else 'chosen'}")
-    if chosen == rejected:
-        raise BadRow("chosen equals rejected")
     cut = chosen.rfind(ASSISTANT) + len(ASSISTANT)
     shared = ASSISTANT in chosen and chosen.rfind(ASSISTANT) == rejected.rfind(ASSISTANT)
     if not shared or chosen[:cut] != rejected[:cut] or cut in (len(chosen), len(rejected)):

@@ -79,6 +79,10 @@ BAD_ROWS = {
     "text and messages": (GOOD | {"chosen": [message("assistant", "y")]}, "chosen is list"),
     "empty chosen": (GOOD | {"chosen": ""}, "empty completion: chosen"),
     "empty rejected": ({"chosen": "y", "rejected": ""}, "empty completion: rejected"),
+    "empty beside an answer begun": (
+        {"system": "s", "prompt": "\n\nHuman: x\n\nAssistant: yes", "chosen": "y", "rejected": ""},
+        "empty completion: rejected",
+    ),
     "equal sides": (GOOD | {"rejected": "y"}, "chosen equals rejected"),
     "equal sides with the prompt inside": ({"chosen": "y", "rejected": "y"}, "chosen equals rejected"),
     "half a surrogate pair in the prompt": (GOOD | {"prompt": "\ud83d"}, "prompt holds half of a surrogate pair"),
