@@ -3,6 +3,7 @@
 import shutil
 
 from dpo_min.system.files import Lock, make_directory, partials, read_json
+from dpo_min.system.launcher import rank
 from dpo_min.system.program import stop
 
 LOCK = ".lock"  # held by the run that writes in a directory
@@ -23,7 +24,7 @@ def check_out(directory, resume, held=False):
             if (directory / place).exists() and not (directory / place).is_dir():
                 raise ValueError(f"--out {directory / place} is not a directory")
         saved = any(next(directory.glob(pattern), None) for pattern in SAVED)
-        if not held and (directory / LOCK).exists():
+        if not held and not rank() and (directory / LOCK).exists():
             hold(directory).__exit__()
     except OSError as error:
         raise ValueError(f"--out {directory}: {error.strerror}") from error
