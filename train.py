@@ -36,7 +36,7 @@ from dpo_min.run.stored_reference import ReferenceLogps, follow, settings_of
 from dpo_min.run.train_flags import first_fit_flags
 from dpo_min.run.watch import Watch, sampled_kl
 from dpo_min.system.devices import choose_device, keep_heap
-from dpo_min.system.program import beside, guard, mistakes, stop
+from dpo_min.system.program import beside, guard, mistakes
 
 
 def build_models(flags, tokenizer):
@@ -156,21 +156,19 @@ class Stage:
                 kl = {"kl": self.kl()} if self.kl else {}
         return log.write("eval", self.taken, totals, **kl)["loss"]
 
-    def begin(self, steps):
+    def begin(self):
         """(sums of the metrics so far, splits whose last line only closed a shorter run): of a checkpoint, or fresh."""
         state = self.flags.resume and load_checkpoint(self.directory, self.parts)
         state = state or {"step": 0, "best": float("inf"), "totals": {}, "closing": [], "overflows": 0}
         self.taken, self.overflows = state["step"], state["overflows"]
         self.best = kept_best(self.directory, state["best"])
         self.criterion.seen |= state.get("seen", {})
-        if self.taken > steps:
-            stop(f"--resume: the run has taken {self.taken} steps, more than the {steps} it is now to have")
         return Totals(state["totals"]), state["closing"]
 
     def fit(self, pairs, held_out, label, save_best=lambda: None):
         """Train to the last step; False when it was interrupted, and saved, before."""
         flags, (steps, epoch_steps) = self.flags, count_steps(self.flags, pairs)
-        totals, closing = self.begin(steps)
+        totals, closing = self.begin()
         log = Log(self.directory, label, steps, epoch_steps, self.taken, closing, Watch(flags).look)
         due = Calendar(steps, flags.log_every, flags.eval_every, flags.save_every)
         order = islice(batches(pairs, flags.batch_size, flags.seed), self.taken, steps)

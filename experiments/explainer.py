@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dpo_min.system.files import write_atomically
+from dpo_min.system.files import write_text
 from experiments import explainer_numbers, javascript
 
 HERE = Path(__file__).parent
@@ -46,8 +46,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("docs"), help="the folder of explainer.html")
     path = parser.parse_args().out / "explainer.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(path) as file:
-        file.write(page(explainer_numbers.numbers()).encode("utf-8"))
+    write_text(path, page(explainer_numbers.numbers()))
     print(f"written: {path}, {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -9,7 +9,6 @@ again, it makes only the runs that are missing.
 import argparse
 import json
 import multiprocessing
-import os
 import sys
 import time
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 
 from dpo_min.data.hashed_files import data_hash
+from dpo_min.labels.journal import Journal
 from dpo_min.model.weights import model_fingerprint
 from dpo_min.system.program import stop
 from dpo_min.system.progress import left
@@ -78,18 +78,9 @@ def read_results(path):
     return results
 
 
-def append(path, line):
-    """Add one line to the results, whole or not at all, on a line of its own."""
-    broken = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    with open(path, "ab", buffering=0) as file:
-        file.write(b"\n" * bool(broken) + json.dumps(line).encode() + b"\n")
-        os.fsync(file.fileno())
-
-
 def run_part(part, options):
     """Every run of a part that is not in its file yet; returns the lines of those that are wanted and finished."""
     path = options.runs / f"{part}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
     language = model_fingerprint(make_language(part, options).reference)
     tasks = [(method, seed) for seed in range(options.seeds) for method in TABLES[part]]
     if part == "reviews":
@@ -100,10 +91,10 @@ def run_part(part, options):
     missing = [task for task, k in zip(tasks, keys, strict=True) if k not in results]
     if missing and options.part in (part, "all"):
         start = time.perf_counter()
-        with workers(part, options) as each:
+        with workers(part, options) as each, Journal(path) as journal:
             for done, line in enumerate(each(work, missing), 1):
                 line["language"] = language
-                append(path, line)
+                journal.append(line)
                 results[key(line)] = line
                 name = methods.Method(**line["method"]).label if line["method"] else "the reference's answers"
                 seed, rest = line["seed"], left(start, done, len(missing))

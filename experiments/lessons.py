@@ -23,7 +23,7 @@ from dpo_min.objective import expectation, kl_divergence, objective, optimal_pol
 from dpo_min.preference import margin
 from dpo_min.rl.rlhf import update
 from dpo_min.run.optimizer import schedule
-from dpo_min.system.files import read_json, write_atomically
+from dpo_min.system.files import read_json, write_text
 from experiments import lessons_page, theorem
 
 SEEDS = (0, 1, 2)
@@ -206,8 +206,7 @@ def measured(name, directory):
     if {k: kept.get(k) for k in key} != key:
         kept = key | {"found": measure(world, **settings)}
         directory.mkdir(parents=True, exist_ok=True)
-        with write_atomically(path) as file:
-            file.write(json.dumps(kept).encode())
+        write_text(path, json.dumps(kept))
     return settings, kept["found"]
 
 

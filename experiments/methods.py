@@ -23,7 +23,7 @@ from dpo_min.model.gpt import GPT
 from dpo_min.model.weights import load_model
 from dpo_min.objective import expectation, kl_divergence, optimal_policy
 from dpo_min.preference import margin
-from dpo_min.rl.ppo import PPO, PPOConfig
+from dpo_min.rl.ppo import ppo_step
 from dpo_min.rl.rlhf import ScalarGPT, fit_reward, reinforce_step, reward_accuracy, roll_out, update
 from dpo_min.run.optimizer import schedule
 from experiments import demo, theorem
@@ -179,15 +179,10 @@ def climb(language, method, policy, pairs, held_out, seed, costs):
             rows = [TokenizedPair(x, y, y) for x, y in zip(prompts, completions, strict=True)]
             return model.rewards(pack(rows, chosen_only=True))
 
-    generator = torch.Generator().manual_seed(seed)
-    rates = method.learning_rate, method.learning_rate
-    if method.kind == "ppo":
-        value = ScalarGPT(copy.deepcopy(language.reference).requires_grad_(True))
-        config = PPOConfig(beta=method.beta, epochs=method.epochs, minibatches=method.minibatches)
-        learner = PPO(config, policy, value, *rates)
-        optimizers = [learner.optimizer, learner.value_optimizer]
-    else:
-        optimizers = [torch.optim.AdamW(policy.parameters(), lr=method.learning_rate, weight_decay=0)]
+    generator, learners = torch.Generator().manual_seed(seed), [policy]
+    if method.kind == "ppo":  # and its value network
+        learners.append(ScalarGPT(copy.deepcopy(language.reference).requires_grad_(True)))
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=method.learning_rate, weight_decay=0) for m in learners]
     for step in range(1, method.steps + 1):
         set_rate(optimizers, method, step)
         count = method.batch // language.samples
@@ -196,7 +191,7 @@ def climb(language, method, policy, pairs, held_out, seed, costs):
         limits = language.end_of_text, language.max_new_tokens
         rollouts = roll_out(policy, language.reference, reward, asked, *limits, generator)
         if method.kind == "ppo":
-            learner.step(rollouts, generator)
+            ppo_step(*learners, optimizers, rollouts, generator, method.beta, method.epochs, method.minibatches)
         else:
             reinforce_step(policy, optimizers[0], rollouts, language.samples, method.beta)
         costs["updates"] += method.epochs * method.minibatches

@@ -17,15 +17,14 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import torch
 
 from dpo_min.data.lines import read_rows
 from dpo_min.judge.statistics import wilson_interval
+from dpo_min.system.picture import pyplot, save
 from experiments.pages import table
+
+plt = pyplot()
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = (  # no row of the data has one of these
@@ -74,17 +73,8 @@ def evaluate(options, model, name):
     path = options.runs / f"{name}.json"
     if not path.exists():
         command = ["-m", "dpo_min.judge.evaluate", "--model", str(model), "--reference", options.model, "--json"]
-        command += [
-            "--data",
-            *options.eval_data,
-            "--max-pairs",
-            str(10**6),
-            "--samples",
-            "64",
-            "--dtype",
-            options.dtype,
-        ]
-        run(command, path.with_suffix(".part"), progress=None)
+        command += ["--max-pairs", str(10**6), "--samples", "64", "--dtype", options.dtype]
+        run([*command, "--data", *options.eval_data], path.with_suffix(".part"), progress=None)
         path.with_suffix(".part").rename(path)
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -126,32 +116,16 @@ def draw_run(directory, path):
     """Loss and accuracy of a run along its steps: of the pairs that it trains on, and of those held out."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     for axis, key in zip(axes, ("loss", "rewards/accuracies"), strict=True):
-        for split, style in (("train", ".-"), ("eval", "o")):
+        for split, name, mark, color in (("train", "trained on", ".-", "black"), ("eval", "held out", "o", "C0")):
             lines = metrics(directory, split)
             x, y = [line["step"] for line in lines], [line[key] for line in lines]
-            if split == "eval" and key == "rewards/accuracies":
-                pairs = zip(
-                    y,
-                    [wilson_interval(rate * line["pairs"], line["pairs"]) for rate, line in zip(y, lines, strict=True)],
-                    strict=True,
-                )
-                bars = [(rate - low, high - rate) for rate, (low, high) in pairs]
-                axis.errorbar(
-                    x, y, [*zip(*bars, strict=True)], fmt=style, color="C0", capsize=3, label="held out, 95 %"
-                )
-            else:
-                axis.plot(
-                    x,
-                    y,
-                    style,
-                    color="black" if split == "train" else "C0",
-                    label={"train": "trained on", "eval": "held out"}[split],
-                )
+            axis.plot(x, y, mark, color=color, label=name)
+            if (split, key) == ("eval", "rewards/accuracies"):
+                ends = [wilson_interval(line[key] * line["pairs"], line["pairs"]) for line in lines]
+                axis.vlines(x, *zip(*ends, strict=True), color=color, label="95 %")
         axis.set(xlabel="step", title=key.removeprefix("rewards/"))
-        axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    save(figure, path)
 
 
 def quoted(answer):

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 
 from dpo_min.data.tokenizer import load_tokenizer
-from dpo_min.decode.generation import generate
-from dpo_min.judge.scoring import log_ratios
+from dpo_min.judge.scoring import draw_answers, log_ratios
 from dpo_min.judge.statistics import mean_interval, wilson_interval
 from dpo_min.metrics import wins
 from dpo_min.model.weights import load_model
@@ -30,11 +29,9 @@ EXAMPLES = 3
 
 def answer(model, tokenizer, questions, seed):
     """One completion to each prompt, as ids, at temperature 1: draws from the model itself."""
-    generator = torch.Generator().manual_seed(seed)
     ids = [tokenizer.encode(question) for question in questions]
-    asked = ids, tokenizer.end_of_text, model.config.block_size, generator
-    drawn = generate(model, *asked, vocab_size=tokenizer.vocab_size)
-    return [completion.ids for completion in drawn]
+    asked = ids, tokenizer.end_of_text, model.config.block_size, seed
+    return draw_answers(model, *asked, micro_batch_size=len(ids), vocab_size=tokenizer.vocab_size)
 
 
 def ask_both(policy, reference, tokenizer, reviews=REVIEWS, seed=1):

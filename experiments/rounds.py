@@ -28,7 +28,7 @@ from dpo_min.judge.scorers import load_scorer
 from dpo_min.judge.scoring import draw_answers, kl_estimates
 from dpo_min.judge.statistics import mean_interval
 from dpo_min.model.weights import load_model, model_fingerprint
-from dpo_min.system.files import read_json, write_atomically
+from dpo_min.system.files import read_json, write_text
 from dpo_min.system.program import mistakes
 from experiments import rounds_page
 from experiments.demo import prompts
@@ -74,8 +74,7 @@ def run_seed(settings, directory, seed):
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
     directory.mkdir(parents=True, exist_ok=True)
     asked = directory / "prompts.txt"
-    with write_atomically(asked) as file:
-        file.write("".join(names[i] + "\n" for i in order[: settings.prompts]).encode())
+    write_text(asked, "".join(names[i] + "\n" for i in order[: settings.prompts]))
     models = {"start": Path(settings.init)}
     found = {"start": measured(settings, directory / "start", models["start"], seed) | {"labels": 0}}
     for number, (name, before, reference, data) in enumerate(plan(settings.rounds)):
@@ -139,8 +138,7 @@ def measured(settings, place, policy, seed):
         rewards = [scorer(x, tokenizer.decode(y)) for x, y in zip(questions, answers, strict=True)]
         kl = kl_estimates(*models, ids, answers, 64, **known)[1]  # the one of less variance
         found = {"reward": mean_interval(torch.tensor(rewards)), "kl": mean_interval(kl)}
-        with write_atomically(path) as file:
-            file.write(json.dumps(found).encode())
+        write_text(path, json.dumps(found))
     return read_json(path)
 
 
@@ -150,8 +148,7 @@ def keep(settings, directory):
     path = directory / "settings.json"
     if path.exists() and read_json(path) != asdict(settings):
         sys.exit(f"--runs {directory}: holds runs of other settings, see {path}; name another directory")
-    with write_atomically(path) as file:
-        file.write(json.dumps(asdict(settings), indent=2).encode())
+    write_text(path, json.dumps(asdict(settings), indent=2))
 
 
 def main():

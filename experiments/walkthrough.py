@@ -14,7 +14,7 @@ import json
 import re
 from pathlib import Path
 
-from dpo_min.system.files import write_atomically
+from dpo_min.system.files import write_text
 from dpo_min.system.picture import pyplot
 
 SOURCE = Path(__file__).with_name("walkthrough.md")
@@ -84,8 +84,7 @@ def main():
     path = parser.parse_args().out / "walkthrough.ipynb"
     made = notebook(SOURCE.read_text(encoding="utf-8"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(path) as file:
-        file.write((json.dumps(made, ensure_ascii=False, indent=1) + "\n").encode("utf-8"))
+    write_text(path, json.dumps(made, ensure_ascii=False, indent=1) + "\n")
     print(f"written: {path}, {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 
 from dpo_min.data.lines import unreadable
-from dpo_min.system.files import make_directory, read_json, write_atomically
+from dpo_min.system.files import read_json, write_text
 
 SETTLED = 2  # seconds after which a change of a file is sure to change its time stamp
 
@@ -96,7 +96,7 @@ def noted_hash(notes, paths, stamps):
     """The hash that the file `notes` has of the files with these stamps, or None; a damaged note is none."""
     with suppress(ValueError, LookupError, TypeError):
         noted = read_json(notes)[name_of(paths)]
-        if noted == note_of(paths, stamps, noted["sha256"]):
+        if noted["stamps"] == stamps:
             return noted["sha256"]
     return None
 
@@ -109,17 +109,9 @@ def note_hash(notes, paths, stamps, digest):
             known = read_json(notes)
         except ValueError:
             known = {}
-        make_directory(notes.parent)
-        with write_atomically(notes) as file:
-            file.write(json.dumps(known | {name_of(paths): note_of(paths, stamps, digest)}, indent=1).encode())
+        write_text(notes, json.dumps(known | {name_of(paths): {"stamps": stamps, "sha256": digest}}, indent=1))
 
 
 def name_of(paths):
     """What files are called in the notes."""
     return "\n".join(map(os.path.abspath, paths))
-
-
-def note_of(paths, stamps, digest):
-    """What is noted of files: their stamps, their hash, and a sum over both."""
-    check = hashlib.sha256(json.dumps([name_of(paths), stamps, digest]).encode()).hexdigest()
-    return {"stamps": stamps, "sha256": digest, "check": check}

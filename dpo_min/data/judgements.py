@@ -36,11 +36,6 @@ class TokenizedAnswers:
         return self.completions[0]
 
     @property
-    def rejected_ids(self):
-        """All the other answers, one after the other."""
-        return [token for ids in self.completions[1:] for token in ids]
-
-    @property
     def num_tokens(self):
         """Tokens of the row, the shared prompt counted once."""
         return len(self.prompt_ids) + sum(map(len, self.completions))

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from dpo_min.data.forms import NAMES, Columns
 from dpo_min.data.templates import TEMPLATES
-from dpo_min.system.flags import flag, is_text
+from dpo_min.system.flags import flag
+from dpo_min.system.kinds import TEXT
 
 NAMED = ("prompt_column", "chosen_column", "rejected_column", "ignore_columns")
 
@@ -14,22 +15,20 @@ class RowFlags:
     """How rows are read, and how dialogues are written."""
 
     template: str = flag("auto", "how turns are written; auto: as the model's own chat template", ["auto", *TEMPLATES])
-    system: str | None = flag(None, "system text of dialogues that have none; default: the template's own")
-    prompt_column: str | None = flag(None, "the column that holds the prompt, where rows call it something else")
-    chosen_column: str | None = flag(None, "the column that holds the chosen answer; default: chosen")
-    rejected_column: str | None = flag(None, "the column that holds the rejected answer; default: rejected")
-    ignore_columns: list[str] = flag([], "columns that hold text and are not read", values="NAME")
+    system: str | None = flag(None, "system text of dialogues that have none; default: the template's own", TEXT)
+    prompt_column: str | None = flag(None, "the column that holds the prompt, where rows call it something else", TEXT)
+    chosen_column: str | None = flag(None, "the column that holds the chosen answer; default: chosen", TEXT)
+    rejected_column: str | None = flag(None, "the column that holds the rejected answer; default: rejected", TEXT)
+    ignore_columns: list[str] = flag([], "columns that hold text and are not read", TEXT, "NAME")
 
     @property
     def columns(self):
         """The `Columns` of the rows.
 
         Raises:
-            ValueError: two sides come from one column, or a text is not UTF-8.
+            ValueError: two sides come from one column.
         """
         sides = self.prompt_column, self.chosen_column or NAMES.chosen, self.rejected_column or NAMES.rejected
         if len({*sides}) < 3:
             raise ValueError(f"--prompt-column, --chosen-column, --rejected-column: the same column twice in {sides}")
-        if not all(map(is_text, filter(None, (*sides, *self.ignore_columns, self.system)))):
-            raise ValueError("--system, --prompt-column, --chosen-column, --rejected-column: not UTF-8 text")
         return Columns(*sides, tuple(self.ignore_columns))

@@ -19,7 +19,7 @@ from dpo_min.data.tokenizer_added import END_OF_TEXT, added_token
 from dpo_min.data.tokenizer_files import as_files, one_file, read_directory, with_roles
 from dpo_min.data.tokenizer_merges import find_merges, spell
 from dpo_min.data.tokenizer_pieces import GPT2_PATTERN, SINGLE_CHARACTERS, compose, cut, has_long_run
-from dpo_min.system.files import write_atomically
+from dpo_min.system.files import write_text
 
 
 class Tokenizer:
@@ -115,8 +115,7 @@ class Tokenizer:
         names = {i: text for text, i in self.control.items()}
         files = with_roles(self.files or self.make_files(), names[self.end_of_text], self.chat_template)
         for name, text in files.items():
-            with write_atomically(Path(directory) / name) as file:
-                file.write(text.encode())
+            write_text(Path(directory) / name, text)
 
     def make_files(self):
         """Name → text of the files of a tokenizer that has none."""

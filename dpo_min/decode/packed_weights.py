@@ -18,33 +18,6 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-class Decoder(nn.Module):
-    """A model whose linear layers and head are packed; it is called as any other."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.config = model, model.config
-        head = model.head_weight
-        layers = [(parent, *child) for parent in model.modules() for child in parent.named_children()]
-        for parent, name, layer in layers:
-            if isinstance(layer, nn.Linear):
-                setattr(parent, name, PackedLinear(layer.weight, layer.bias))
-        self.head = model.lm_head if hasattr(model, "lm_head") else PackedLinear(head)
-
-    @property
-    def head_weight(self):
-        """(V, C), packed: others ask it only for its device and dtype."""
-        return self.head.weight
-
-    def forward(self, *arguments, **named):
-        """As the model's."""
-        return self.model(*arguments, **named)
-
-    def logits(self, hidden):
-        """As the model's."""
-        return self.head(hidden)
-
-
 def decoding_weights(model, dtype):
     """A copy of a model made ready to decode with: in `dtype` once, an adapter merged, and packed on a CPU.
 
@@ -56,7 +29,14 @@ def decoding_weights(model, dtype):
     weights = {name: tensor.detach().to(dtype, copy=True) for name, tensor in merged(model)}
     ready.load_state_dict(weights, assign=True)
     ready.requires_grad_(False).eval()
-    return Decoder(ready) if packable(ready.head_weight) else ready
+    if packable(ready.head_weight):
+        layers = [(parent, *child) for parent in ready.modules() for child in parent.named_children()]
+        for parent, name, layer in layers:
+            if isinstance(layer, nn.Linear):  # a head of its own is one of them
+                setattr(parent, name, PackedLinear(layer.weight, layer.bias))
+        if ready.config.tied:
+            ready.lm_head = PackedLinear(ready.head_weight)  # `head_weight` is now asked only for its device and dtype
+    return ready
 
 
 def packable(weight):

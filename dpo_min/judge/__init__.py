@@ -13,7 +13,6 @@ READING_ORDER = (
     "lint_lengths",
     "lint_findings",
     "lint_between",
-    "lint_picture",
     "lint",
     "evaluate",
 )

@@ -15,34 +15,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dpo_min.data.batch import batch_token_logps, pack
-from dpo_min.data.tokenizing import TokenizedPair, encode_pair, truncate
+from dpo_min.data.tokenizing import encode_pair, truncate
 from dpo_min.judge.display import page, show
+from dpo_min.judge.scoring import token_rewards
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.system.streams import as_json
 from dpo_min.system.text import visible
-
-
-@torch.no_grad()
-def token_rewards(policy, reference, prompts, completions, beta, reduce="sum", micro_batch_size=64):
-    """β (log π − log π_ref) of every token of each completion, n tensors (T,); each sums to the implicit reward.
-
-    Args: prompts and completions, n lists of token ids each; with reduce "mean" a reward is divided by T.
-
-    Raises:
-        ValueError: a prompt is empty, or a prompt with its completion is longer than a model's positions.
-    """
-    positions = min(model.config.block_size for model in (policy, reference))
-    longest = max((len(x) + len(y) for x, y in zip(prompts, completions, strict=True)), default=0)
-    if longest > positions:
-        raise ValueError(f"prompt and answer have {longest} tokens, the models {positions} positions")
-    pairs = [TokenizedPair(x, y, y) for x, y in zip(prompts, completions, strict=True)]
-    device, rewards = policy.head_weight.device, []
-    for start in range(0, len(pairs), micro_batch_size):
-        batch = pack(pairs[start : start + micro_batch_size], chosen_only=True).to(device)
-        for ours, theirs in zip(*(batch_token_logps(model, batch) for model in (policy, reference)), strict=True):
-            rewards.append(beta * (ours - theirs) / (len(ours) if reduce == "mean" else 1))  # (T,)
-    return rewards
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ in which rows are taken. --max-pairs says how many are taken; without it, as man
 seconds.
 """
 
-import importlib
 import json
 import math
 import sys
@@ -28,8 +27,8 @@ from dpo_min.judge.scorers import load_scorer
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.model.config_json import load_config
 from dpo_min.system.flags import flag, parse, sections
-from dpo_min.system.kinds import COUNT, POSITIVE, SEED, SIZE
-from dpo_min.system.program import guard, mistakes, stop
+from dpo_min.system.kinds import COUNT, PICTURE, POSITIVE, SEED, SIZE
+from dpo_min.system.program import guard, mistakes
 from dpo_min.system.signals import interrupt, on_signals, quit_at_once
 from dpo_min.system.streams import steady
 
@@ -68,7 +67,7 @@ class EvaluateFlags(RowFlags):
     device: str = flag("auto", "where to compute", ["auto", "cpu", "cuda", "mps"])
     dtype: str = flag("auto", "auto: bfloat16 on CUDA, float32 elsewhere", ["auto", "float32", "bfloat16", "float16"])
     json: bool = flag(False, "print JSON instead of a table")
-    png: Path | None = flag(None, "also draw one page: margins, calibration, lengths")
+    png: Path | None = flag(None, "also draw one page: margins, calibration, lengths", PICTURE)
 
 
 GROUPS = sections(
@@ -96,8 +95,6 @@ def prepare(argv):
         known, positions = (min(getattr(c, name) for c in configs) for name in ("vocab_size", "block_size"))
         if tokenizer.vocab_size > known:
             raise ValueError(f"the tokenizer makes {tokenizer.vocab_size} token ids, a model knows only {known}")
-        if flags.png and (flags.png.suffix != ".png" or not flags.png.absolute().parent.is_dir()):
-            raise ValueError(f"--png {flags.png}: expected a file NAME.png in a directory that exists")
         scorer = flags.scorer and load_scorer(flags.scorer)
         preferences, _ = load_preferences(flags.data, flags.skip_bad_rows, flags.columns, template)
         preferences = [preference for preference in preferences if not preference.tie]
@@ -164,15 +161,12 @@ def evaluate(flags, settings, tokenizer, pairs, rows, scorer):
     """Measure, print and draw; returns the exit code."""
     from dpo_min.judge.measure import measure  # flags and rows are checked before PyTorch is loaded
 
-    try:
-        pictures = importlib.import_module("dpo_min.judge.pictures") if flags.png else None
+    if flags.png:
+        from dpo_min.judge import pictures  # that matplotlib is missing is said before minutes of work
+    with mistakes():
         figures, bins, margins, gaps = measure(flags, settings, tokenizer, pairs, scorer)
-    except ImportError as error:
-        stop(f"--png needs matplotlib ({error})")
-    except ValueError as error:
-        stop(error)
     print((as_json if flags.json else as_table)(flags, settings, rows, figures, bins))
-    if pictures:
+    if flags.png:
         pictures.draw_evaluation({LABELS[name]: f for name, f in figures.items()}, bins, margins, gaps, flags.png)
     return 0
 

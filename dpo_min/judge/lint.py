@@ -8,7 +8,6 @@ An error is what training refuses, or what makes a label or a held-out figure wr
 The files are read once, as a stream.
 """
 
-import importlib
 import sys
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from dpo_min.judge.lint_between import Spill, compare, key_of
 from dpo_min.judge.lint_findings import FINDINGS, Report, add_bad, check_row
 from dpo_min.system import streams
 from dpo_min.system.flags import flag, parse, sections
-from dpo_min.system.kinds import COUNT, LENGTH
+from dpo_min.system.kinds import COUNT, LENGTH, PICTURE
 from dpo_min.system.program import run, stop
 from dpo_min.system.progress import Progress
 from dpo_min.system.text import one_line
@@ -44,7 +43,7 @@ class LintFlags(RowFlags):
     max_length: int = flag(512, "tokens of prompt + completion, as in training", LENGTH)
     max_prompt_length: int | None = flag(None, "tokens a truncated prompt keeps; default: half of --max-length", COUNT)
     json: bool = flag(False, "print one JSON object instead of the report")
-    png: Path | None = flag(None, "write the report's picture to this file; needs matplotlib")
+    png: Path | None = flag(None, "write the report's picture to this file; needs matplotlib", PICTURE)
 
 
 GROUPS = sections(LintFlags, "files against", ("how rows are read", "template"), ("output", "json"))
@@ -157,8 +156,6 @@ def main(argv):
         flags, _ = parse(LintFlags, argv, "Look for what is wrong with a file of preferences.", GROUPS, EXAMPLE)
         if flags.max_prompt_length and flags.max_prompt_length >= flags.max_length:
             raise ValueError(f"--max-prompt-length must stay below --max-length, which is {flags.max_length}")
-        if flags.png and (flags.png.suffix != ".png" or not flags.png.absolute().parent.is_dir()):
-            raise ValueError(f"--png {flags.png}: expected a file NAME.png in a directory that exists")
         if len(flags.files) + len(flags.against) > 255:
             raise ValueError("FILE: at most 255 files at a time")
         tokenizer = load_tokenizer(flags.tokenizer)
@@ -169,17 +166,10 @@ def main(argv):
     shown = as_text(report, flags, filter(None, [describe(template, tokenizer)]))
     print(streams.as_json(as_json(report), indent=2) if flags.json else shown)
     if flags.png:
-        draw(report, flags.png)
+        from dpo_min.judge import pictures
+
+        pictures.draw_report(report, FINDINGS, flags.png)
     return 1 if report.errors else 0
-
-
-def draw(report, path):
-    """The report's picture; OSError where matplotlib is missing or fails."""
-    try:
-        plots = importlib.import_module("dpo_min.judge.lint_picture")
-    except ImportError as error:
-        raise OSError(f"--png {path}: {error}; pip install matplotlib") from error
-    plots.draw_report(report, FINDINGS, path)
 
 
 if __name__ == "__main__":

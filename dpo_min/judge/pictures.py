@@ -1,4 +1,4 @@
-"""Pictures of a run: `python -m dpo_min.judge.pictures runs/demo` draws runs/demo/curves.png."""
+"""Pictures of runs, evaluations and data: `python -m dpo_min.judge.pictures runs/demo` draws runs/demo/curves.png."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import dpo_min.system.packages  # noqa: F401  (before all that needs one)
 
 # isort: split
-from dpo_min.judge.statistics import wilson_interval
+import numpy as np
+
+from dpo_min.judge.intervals import wilson_interval
 from dpo_min.judge.trained_with import metric_lines
 from dpo_min.system.picture import picture, pyplot, save
 from dpo_min.system.program import run
@@ -18,6 +20,8 @@ EVAL = {"color": "black", "linewidth": 1.6, "marker": "o", "markersize": 3.5}
 CHOSEN, REJECTED = {"color": "tab:blue", "linestyle": "-"}, {"color": "tab:red", "linestyle": "--"}
 
 
+@picture
+@picture
 @picture
 def draw_curves(directory):
     """Draw a run's metrics.jsonl as curves.png in the same directory; a line that is not whole is left out."""
@@ -48,6 +52,8 @@ def draw_curves(directory):
 
 
 @picture
+@picture
+@picture
 def draw_evaluation(figures, bins, margins, gaps, path):
     """The page of `python -m dpo_min.judge.evaluate`: its figures, margins, calibration, and margin against length.
 
@@ -75,6 +81,31 @@ def draw_evaluation(figures, bins, margins, gaps, path):
     below.set(xlabel="tokens, chosen − rejected", ylabel="reward margin βh (nats)", title="is length what it learnt?")
     for axis in (left, right, below):
         axis.title.set_fontsize(9)
+    save(figure, path)
+
+
+@picture
+def draw_report(report, findings, path):
+    """Draw a `dpo_min.judge.lint.Report` as a PNG; `findings`: code → (whether it is an error, what it is)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    codes = [code for code in findings if report.counts[code]][::-1]
+    numbers, errors = [report.counts[code] for code in codes], [findings[code][0] for code in codes]
+    colours, hatches = ["tab:red" if e else "0.6" for e in errors], ["//" if e else "" for e in errors]
+    bars = left.barh(codes, numbers, color=colours, hatch=hatches, edgecolor="white")
+    left.bar_label(bars, padding=3)
+    left.set(xlabel="findings")
+    left.set_title(f"{report.rows} rows: {report.errors} errors (red, hatched), the rest warnings", fontsize=10)
+    left.margins(x=0.15)
+    gaps, rows = report.lengths.gaps(), report.lengths.bins
+    seen = np.flatnonzero(rows)
+    if len(seen):
+        edge = max(abs(gaps[seen[[0, -1]]]).max(), 0.5)
+        right.bar(gaps, rows, width=report.lengths.WIDTH, color=np.where(gaps > 0, "tab:blue", "tab:orange"))
+        right.axvline(0, color="black", linewidth=1)
+        right.set_xlim(-edge, edge)
+        share, _ = report.lengths.explained()
+        right.set_title(f"length alone explains {share:.1%} of the preference", fontsize=10)
+    right.set(xlabel="log(tokens of chosen / rejected); right of 0 the longer is chosen", ylabel="rows")
     save(figure, path)
 
 

@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from dpo_min.data.batch import batch_logps, pack
+from dpo_min.data.batch import batch_logps, batch_token_logps, pack
 from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.decode.generation import generate
 from dpo_min.decode.sampling import log_probs
@@ -46,20 +46,40 @@ def pair_logps(policy, reference, pairs, reduce="sum", micro_batch_size=16):
 
 
 @torch.no_grad()
-def log_ratios(policy, reference, prompts, completions, micro_batch_size=64):
-    """Log π(y|x) − log π_ref(y|x) of each completion, (n,) in nats.
+def token_rewards(policy, reference, prompts, completions, beta, reduce="sum", micro_batch_size=64):
+    """β (log π − log π_ref) of every token of each completion, n tensors (T,); each sums to the implicit reward.
 
-    Over completions drawn from the policy its mean estimates KL(π‖π_ref) without bias, and over n draws
-    its standard error says how well. The reference may be the policy itself, asked with its adapters off.
+    The reference may be the policy itself, asked with its adapters off.
+
+    Args: prompts and completions, n lists of token ids each; with reduce "mean" a reward is divided by T.
+
+    Raises:
+        ValueError: a prompt is empty, or a prompt with its completion is longer than a model's positions.
     """
+    positions = min(model.config.block_size for model in (policy, reference))
+    longest = max((len(x) + len(y) for x, y in zip(prompts, completions, strict=True)), default=0)
+    if longest > positions:
+        raise ValueError(f"prompt and answer have {longest} tokens, the models {positions} positions")
     pairs = [TokenizedPair(x, y, y) for x, y in zip(prompts, completions, strict=True)]
-    device, ratios = policy.head_weight.device, []
+    device, rewards = policy.head_weight.device, []
     for start in range(0, len(pairs), micro_batch_size):
         batch = pack(pairs[start : start + micro_batch_size], chosen_only=True).to(device)
-        ours = batch_logps(policy, batch)
+        ours = batch_token_logps(policy, batch)
         with adapters_off(reference):
-            ratios.append(ours - batch_logps(reference, batch))
-    return torch.cat(ratios)
+            theirs = batch_token_logps(reference, batch)
+        for p, q in zip(ours, theirs, strict=True):
+            rewards.append(beta * (p - q) / (len(p) if reduce == "mean" else 1))  # (T,)
+    return rewards
+
+
+def log_ratios(policy, reference, prompts, completions, micro_batch_size=64):
+    """Log π(y|x) − log π_ref(y|x) of each completion, (n,) in nats: its `token_rewards` at β = 1, added up.
+
+    Over completions drawn from the policy its mean estimates KL(π‖π_ref) without bias, and over n draws
+    its standard error says how well.
+    """
+    rewards = token_rewards(policy, reference, prompts, completions, 1.0, micro_batch_size=micro_batch_size)
+    return torch.stack([reward.sum() for reward in rewards])
 
 
 @torch.no_grad()

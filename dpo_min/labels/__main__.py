@@ -21,10 +21,12 @@ from dpo_min.labels.desk import Desk
 from dpo_min.labels.scored import Scorer, label_all
 from dpo_min.labels.server import Server
 from dpo_min.labels.verdicts import COMPARISONS
-from dpo_min.system.flags import flag, is_text, parse, refuse, sections
-from dpo_min.system.kinds import NATURAL, between
+from dpo_min.system.flags import flag, parse, refuse, sections
+from dpo_min.system.kinds import NATURAL, Accepts, between, is_text
 from dpo_min.system.program import mistakes, run, stop
 from dpo_min.system.signals import interrupt, on_signals
+
+NAME = Accepts(lambda name: name.strip() and is_text(name), "a name")
 
 
 @dataclass
@@ -33,7 +35,7 @@ class LabelFlags:
 
     candidates: list[str] = flag(MISSING, "answers, as sample.py --pairs writes them", values="FILE", positional=True)
     out: Path = flag(MISSING, "the labels, as train.py reads them; an existing file is continued")
-    annotator: str | None = flag(None, "write into each row who chose, under this name, and when")
+    annotator: str | None = flag(None, "write into each row who chose, under this name, and when", NAME)
     repeat: int = flag(10, "show every N-th pair a second time, sides swapped, to measure the noise; 0: none", NATURAL)
     port: int = flag(0, "of the page; 0: a free one", between(0, 65535, "a whole number from 0 to 65535"))
     scorer: str | None = flag(None, "label without a person: module:function, or a model directory with --reference")
@@ -61,8 +63,6 @@ def main(argv):
                 raise ValueError(f"--out {flags.out}: no such file, and so no labels to report on")
             print("\n".join(report(count_choices(settle(read_events(journal_of(flags.out)))))))
             return 0
-        if flags.annotator is not None and not (flags.annotator.strip() and is_text(flags.annotator)):
-            raise ValueError(f"--annotator: expected a name, got {flags.annotator!r}")
         if flags.scorer is None:
             refuse(given, ["reference", "compare"], "without --scorer")
         else:

@@ -2,13 +2,14 @@
 
 import json
 import os
+from collections import deque
 from contextlib import suppress
 
 from dpo_min.data.lines import is_array
 from dpo_min.system.files import Lock, flush_to_disk, make_directory, sync
 
 
-class Journal:
+class Journal(Lock):
     """One program's hold on such a file. A last line that a crash left without its end is mended when it is opened."""
 
     def __init__(self, path):
@@ -24,11 +25,11 @@ class Journal:
             raise ValueError(f"{path}: one JSON array, to which no lines are appended; name another file")
         make_directory(path.absolute().parent)
         try:
-            self.lock = Lock(path)
+            super().__init__(path)
         except BlockingIOError as error:
             raise ValueError(f"{path}: another program is writing to it") from error
-        self.descriptor = self.lock.file.fileno()
-        mend(self.lock.file, path)
+        self.descriptor = self.file.fileno()
+        mend(self.file, path)
         sync(path.absolute().parent)
 
     def append(self, row):
@@ -43,17 +44,6 @@ class Journal:
                 os.ftruncate(self.descriptor, end)
             raise
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        """Let others write."""
-        self.close()
-
-    def close(self):
-        """Let others write."""
-        self.lock.file.close()
-
 
 def encode(row):
     """A row as one line of bytes."""
@@ -66,17 +56,10 @@ def mend(file, path):
     Raises:
         ValueError: it is neither, so the file is not one of ours, and stays as it is.
     """
-    end = start = file.seek(0, os.SEEK_END)
-    tail = b""
-    while start and b"\n" not in tail:
-        start = max(0, 2 * start - end - 2**20)  # twice as far back each time
-        file.seek(start)
-        tail = file.read(end - start)
-    last = tail[tail.rfind(b"\n") + 1 :]
-    if not last:
+    last, end = b"".join(deque(file, maxlen=1)), file.seek(0, os.SEEK_END)
+    if not last or last.endswith(b"\n"):
         return
     if is_whole(last):
-        file.seek(end)
         file.write(b"\n")
     elif last.strip(b"\0")[:1] in (b"", b"{"):  # where the power failed, a line may have become NULs
         file.truncate(end - len(last))

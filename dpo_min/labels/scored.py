@@ -15,7 +15,7 @@ from pathlib import Path
 from dpo_min.data.forms import read_prompt
 from dpo_min.data.templates import PLAIN
 from dpo_min.judge.scorers import load_scorer, score, worth
-from dpo_min.labels.choices import pair_of
+from dpo_min.labels.choices import all_pairs, pair_of
 from dpo_min.labels.verdicts import PositionBias, Verdict, from_scores, verdicts
 from dpo_min.system.progress import Progress
 
@@ -81,8 +81,7 @@ def label_all(candidates, scorer, which, choices):
     labels = ties = 0
     with Progress("labels", total=len(candidates), unit="prompts") as progress:
         for done, line in enumerate(candidates, 1):
-            known = [pair_of(line.prompt, *map(line.answers.__getitem__, ij)).key for ij in line.pairs()]
-            known = [f"{key}:0" in choices.state for key in known]
+            known = [f"{key}:0" in choices.state for key in all_pairs([line])]
             for i, j, tie in () if all(known) or (any(known) and which != "all") else scorer.label(line, which):
                 pair = pair_of(line.prompt, line.answers[i], line.answers[j])
                 if f"{pair.key}:0" not in choices.state:

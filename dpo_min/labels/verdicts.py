@@ -75,8 +75,6 @@ class PositionBias:
 
     def __str__(self):
         """Two rates with Wilson's interval, in a sentence."""
-        if not self.pairs:
-            return "No pair was asked about, so nothing is known of a position bias."
         agreed, others = f"Both orders agreed in {rate(self.same, self.pairs)}.", self.pairs - self.same
         if not others:
             return f"{agreed} So the position decided nothing."

@@ -21,6 +21,7 @@ from pathlib import Path
 from dpo_min.learn import cut, folder
 from dpo_min.learn.course import PAGE, ROOT, exercises
 from dpo_min.learn.folder import near
+from dpo_min.system.files import write_text
 from dpo_min.system.flags import flag, parse, sections
 from dpo_min.system.kinds import between
 from dpo_min.system.program import mistakes, run
@@ -137,7 +138,7 @@ def reveal(flags):
         if folder.is_written(flags.folder, exercise):
             print(f"\n{near(path)} keeps what you wrote: replace it yourself.")
         else:
-            folder.write(path, cut.fill(text, exercise.name, bodies))
+            write_text(path, cut.fill(text, exercise.name, bodies))
             folder.remember(flags.folder, at=None)  # what comes next is the first that is not written
             print(f"\nwritten into {near(path)}; make check goes on from there")
     return 0

@@ -53,7 +53,7 @@ def report(exercise, finding, path, text):
 def come_next(exercise, path, text):
     """What is to be written next."""
     line, equation = cut.equation(text, exercise.name)
-    begun = " (one of its two bodies is still missing)" if cut.is_begun(text, exercise.name) else ""
+    begun = "" if all(cut.missing(text, exercise.name)) else " (one of its two bodies is still missing)"
     place = f"{near(path)}:{cut.place(text, exercise.name)}{begun}"
     return (
         f"{exercise.name}\n\n    {'write':10}{place}\n"

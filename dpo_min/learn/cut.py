@@ -23,8 +23,8 @@ def find(source, name):
         rows = (row for table in tables for row in zip(table.keys, table.values, strict=True))
         found = [row for key, row in rows if isinstance(key, ast.Constant) and f'"{key.value}"' == name]
     else:
-        found, (*owners, last) = [tree], name.split(".")
-        for part in (*owners, last):
+        found = [tree]
+        for part in name.split("."):
             found = [x for node in found for x in node.body if getattr(x, "name", None) == part]
     if not found:
         raise ValueError(f"{name} is no longer defined here")
@@ -94,11 +94,6 @@ def cut(source, name):
 def is_written(source, name):
     """Whether no body is still missing."""
     return not any(missing(source, name))
-
-
-def is_begun(source, name):
-    """Whether some bodies are written, and others are still missing."""
-    return len(set(missing(source, name))) == 2
 
 
 def missing(source, name):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dpo_min.learn import cut
 from dpo_min.learn.course import PACKAGE, ROOT, exercises, hollow
-from dpo_min.system.files import make_directory, read_json, write_atomically
+from dpo_min.system.files import make_directory, read_json, write_text
 
 ELSEWHERE = """
 
@@ -46,7 +46,7 @@ def make(folder):
             left.append(name)
             continue
         make_directory(path.parent)
-        write(path, text)
+        write_text(path, text)
         written.append(name)
     return written, left
 
@@ -54,12 +54,6 @@ def make(folder):
 def near(path):
     """A path as one would type it from here."""
     return min(os.path.relpath(path), str(path), key=len)
-
-
-def write(path, text):
-    """A file of the folder, whole or not at all."""
-    with write_atomically(path) as file:
-        file.write(text.encode("utf-8"))
 
 
 def path_of(folder, exercise):
@@ -99,4 +93,4 @@ def progress(folder):
 
 def remember(folder, **changes):
     """Change some of `progress`."""
-    write(folder / "progress.json", json.dumps(progress(folder) | changes, ensure_ascii=False, indent=1) + "\n")
+    write_text(folder / "progress.json", json.dumps(progress(folder) | changes, ensure_ascii=False, indent=1) + "\n")

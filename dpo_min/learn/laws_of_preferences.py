@@ -6,12 +6,7 @@ from dpo_min.learn.laws_of_policies import logs, numbers
 from dpo_min.learn.shown import shown
 from dpo_min.learn.trial import UNREACHED, equal, holds, law, slope
 
-REWARDS = (0.0, 0.0), (1.0, 0.0), (-1.0, 2.0), (0.5, 3.0)
-
-
-def rewards():
-    """(r_w, r_l) as tensors (1,)."""
-    return [(numbers(w), numbers(r)) for w, r in REWARDS]
+REWARDS = [(numbers(w), numbers(r)) for w, r in ((0.0, 0.0), (1.0, 0.0), (-1.0, 2.0), (0.5, 3.0))]  # (r_w, r_l)
 
 
 @law("bradley_terry")
@@ -31,7 +26,7 @@ def the_better_answer_wins_more_often(yours):
 @law("bradley_terry")
 def one_of_the_two_wins(yours):
     """P(y_w ≻ y_l) + P(y_l ≻ y_w) = 1."""
-    for w, r in rewards():
+    for w, r in REWARDS:
         first, second = yours(w, r), yours(r, w)
         given = f"rewards {w.item():g} and {r.item():g}, then the other way round"
         got = f"{first.item():.4g} and {second.item():.4g}"
@@ -42,7 +37,7 @@ def one_of_the_two_wins(yours):
 def adding_to_both_rewards_changes_nothing(yours):
     """Only the difference counts: f(x) added to both rewards cancels, were it 1000."""
     for shift in (5.0, 1000.0):
-        for w, r in rewards():
+        for w, r in REWARDS:
             yield equal(yours(w + shift, r + shift), sigmoid(w - r))
 
 
@@ -57,7 +52,7 @@ def a_large_difference_leaves_no_doubt(yours):
 def it_is_the_logarithm_of_a_probability(yours):
     """Log P ≤ 0, and log P = log ½ = −0.693 where the two rewards are equal."""
     yield equal(yours(numbers(1.0), numbers(1.0)), logs(0.5))
-    for w, r in rewards():
+    for w, r in REWARDS:
         out = yours(w, r)
         yield holds(out <= 0, out, "at most 0")
 

@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from dpo_min.system.files import read_json, write_atomically
+from dpo_min.system.files import read_json, write_text
 
 NAME = "adapter_config.json"
 # Settings and their values that mean what lora.py computes. Some of the ways to begin that `init_lora_weights` names
@@ -65,5 +65,4 @@ def write_settings(directory, rank, alpha, targets, transposed, base):
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    with write_atomically(Path(directory) / NAME) as file:
-        file.write(json.dumps(config, indent=2).encode() + b"\n")
+    write_text(Path(directory) / NAME, json.dumps(config, indent=2) + "\n")

@@ -168,4 +168,4 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden):
         """(..., C) → (..., V): the scores of the next token."""
-        return F.linear(hidden, self.head_weight)
+        return self.lm_head(hidden) if hasattr(self, "lm_head") else F.linear(hidden, self.head_weight)

@@ -19,7 +19,7 @@ from dpo_min.model.llama import Llama
 from dpo_min.model.lora import merged
 from dpo_min.model.model_directory import weight_files
 from dpo_min.model.safetensors import MAX_HEADER, Safetensors, write_safetensors
-from dpo_min.system.files import write_atomically
+from dpo_min.system.files import write_text
 
 HEAD = "lm_head.weight"  # stands without a prefix
 LAYER_TENSORS = 9  # of each layer, at least
@@ -119,8 +119,7 @@ def save_model(model, directory, end_of_text=None):
     config = as_json(model.config, end_of_text)
     generation = {"bos_token_id": config["bos_token_id"], "eos_token_id": end_of_text, "pad_token_id": end_of_text}
     for name, content in (("generation_config.json", generation), ("config.json", config)):  # config.json comes last
-        with write_atomically(directory / name) as file:
-            file.write(json.dumps(content, indent=2).encode() + b"\n")
+        write_text(directory / name, json.dumps(content, indent=2) + "\n")
 
 
 def model_fingerprint(model, whole=lambda tensor: tensor):

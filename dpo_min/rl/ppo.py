@@ -10,24 +10,11 @@ Schulman et al., arXiv:1707.06347 (PPO) and arXiv:1506.02438 (GAE); for language
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 
 from dpo_min.data.batch import pack
 from dpo_min.rl.rlhf import token_logps, update
-
-
-@dataclass
-class PPOConfig:
-    """The settings of PPO. Clip, γ, λ and epochs are those of Ziegler et al.'s program."""
-
-    beta: float = 0.1  # price of a nat of KL
-    epochs: int = 4  # passes over the rollouts of a step
-    minibatches: int = 1  # parts of a pass
-    clip: float = 0.2  # how far ρ may move a token from 1; values too, in units of reward
-    gamma: float = 1.0  # discount; below 1 the sum over an answer is no longer R(y)
-    lam: float = 0.95  # GAE's λ: at 1 the advantage has no bias, lower it has less variance
 
 
 def token_payments(rewards, logps, reference_logps, mask, beta):
@@ -72,30 +59,31 @@ def value_loss(values, old_values, returns, mask, clip):
     return 0.5 * squares[mask].mean()
 
 
-class PPO:
-    """A policy and its value network, a `ScalarGPT`, each with an optimizer of its own."""
+def ppo_step(policy, value, optimizers, rollouts, generator, beta, epochs=4, minibatches=1, clip=0.2):
+    """Several steps on `Rollouts` of the policy as it is now. By default clip, γ, λ, epochs are Ziegler et al.'s.
 
-    def __init__(self, config, policy, value, learning_rate, value_learning_rate):
-        self.config, self.policy, self.value = config, policy, value
-        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0)
-        self.value_optimizer = torch.optim.AdamW(value.parameters(), lr=value_learning_rate, weight_decay=0)
-
-    def step(self, rollouts, generator):
-        """Learn from `Rollouts` of the policy as it is now; `generator`, on the CPU, shuffles them."""
-        config, mask = self.config, rollouts.mask
-        with torch.no_grad():
-            values = self.value.values(rollouts.batch)  # (N, T)
-            rewards = token_payments(rollouts.rewards, rollouts.logps, rollouts.reference_logps, mask, config.beta)
-            advantages = gae(rewards, values, config.gamma, config.lam)
-        returns, answers = advantages + values, len(rollouts.pairs)
-        for _ in range(config.epochs):
-            order = torch.randperm(answers, generator=generator)
-            for index in order.split(math.ceil(answers / config.minibatches)):
-                batch = pack([rollouts.pairs[i] for i in index], chosen_only=True).to(mask.device)
-                T, index = int(batch.lengths.max()), index.to(mask.device)
-                old_logps, old_values, A, target, inside = (
-                    x[index, :T] for x in (rollouts.logps, values, advantages, returns, mask)
-                )
-                logps, now = token_logps(self.policy, batch), self.value.values(batch)
-                update(self.optimizer, clipped_loss(logps, old_logps, A, config.clip).mean())
-                update(self.value_optimizer, value_loss(now, old_values, target, inside, config.clip))
+    Args:
+        value: a `ScalarGPT`, the value network.
+        optimizers: that of the policy, and that of the value network.
+        generator: shuffles the rollouts, on the CPU.
+        beta: price of a nat of KL.
+        epochs, minibatches: passes over the rollouts, and parts of a pass.
+        clip: how far ρ may move a token from 1; values too, in units of reward.
+    """
+    mask, answers = rollouts.mask, len(rollouts.pairs)
+    with torch.no_grad():
+        values = value.values(rollouts.batch)  # (N, T)
+        rewards = token_payments(rollouts.rewards, rollouts.logps, rollouts.reference_logps, mask, beta)
+        advantages = gae(rewards, values)
+    returns = advantages + values
+    for _ in range(epochs):
+        order = torch.randperm(answers, generator=generator)
+        for index in order.split(math.ceil(answers / minibatches)):
+            batch = pack([rollouts.pairs[i] for i in index], chosen_only=True).to(mask.device)
+            T, index = int(batch.lengths.max()), index.to(mask.device)
+            old_logps, old_values, A, target, inside = (
+                x[index, :T] for x in (rollouts.logps, values, advantages, returns, mask)
+            )
+            logps, now = token_logps(policy, batch), value.values(batch)
+            update(optimizers[0], clipped_loss(logps, old_logps, A, clip).mean())
+            update(optimizers[1], value_loss(now, old_values, target, inside, clip))

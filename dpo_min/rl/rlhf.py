@@ -31,10 +31,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from dpo_min.data.batch import Batch, batches, pack
+from dpo_min.data.batch import Batch, batch_token_logps, batches, pack
 from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.decode.generation import generate
-from dpo_min.logprob import token_logprobs
 from dpo_min.metrics import wins
 from dpo_min.objective import check_completions, expectation
 from dpo_min.preference import log_bradley_terry
@@ -118,12 +117,7 @@ class ScalarGPT(nn.Module):
 
     def values(self, batch):
         """V(x, y_<t), (B, T): what is expected before token t is drawn; 0 after the answer's end."""
-        return as_rows(self.read(batch, batch.predictors), batch)
-
-
-def as_rows(scored, batch):
-    """Numbers of a batch's scored tokens, (S,), as one row for each completion, (B, T), with 0 after its end."""
-    return pad_sequence(scored.split(batch.lengths.tolist()), batch_first=True)
+        return pad_sequence(self.read(batch, batch.predictors).split(batch.lengths.tolist()), batch_first=True)
 
 
 def reward_loss(chosen, rejected):
@@ -138,15 +132,12 @@ def pair_rewards(model, pairs):
 
 
 def fit_reward(model, pairs, steps, batch_size, learning_rate, seed=0):
-    """Fit a `ScalarGPT` to preferences, in place, at a rate that falls to 0; returns each step's mean loss, a list."""
-    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0), []
+    """Fit a `ScalarGPT` to preferences, in place, at a rate that falls to 0."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0)
     for step, chunk in zip(range(steps), batches(pairs, batch_size, seed), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - step / steps)
-        loss = reward_loss(*pair_rewards(model, chunk)).mean()
-        update(optimizer, loss)
-        losses.append(loss.item())
-    return losses
+        update(optimizer, reward_loss(*pair_rewards(model, chunk)).mean())
 
 
 @torch.no_grad()
@@ -187,8 +178,7 @@ class Rollouts:
 
 def token_logps(model, batch):
     """Log π of each token of a `chosen_only` batch's completions, (B, T), 0 after their ends; rows sum to log π(y)."""
-    hidden = model(batch.tokens, batch.positions, batch.mask)  # (B, T, C)
-    return as_rows(token_logprobs(hidden.flatten(0, 1)[batch.predictors], model.head_weight, batch.targets), batch)
+    return pad_sequence(batch_token_logps(model, batch), batch_first=True)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from dpo_min.run import distributed
-from dpo_min.system.files import make_directory, read_json, sha256, sync, write_atomically
+from dpo_min.system.files import make_directory, read_json, sha256, sync, write_text
 from dpo_min.system.text import one_line
 
 MANIFEST = "manifest.json"
@@ -88,8 +88,7 @@ def write_tensors(partial, tensors):
 
 def put_in_place(partial, path, state):
     """Complete a checkpoint, give it its name, and remove what it replaces."""
-    with write_atomically(partial / "state.json") as file:
-        file.write(json.dumps(state).encode())
+    write_text(partial / "state.json", json.dumps(state))
     seal(partial)
     sync(path.parents[1] / "metrics.jsonl")  # its lines up to this step must not be lost when this is found
     if path.exists():  # a damaged one, or the run would not be here again
@@ -104,8 +103,7 @@ def seal(path):
     files = [file for file in sorted(path.iterdir()) if file.name != MANIFEST]
     with ThreadPoolExecutor() as threads:
         hashes = {file.name: digest for file, digest in zip(files, threads.map(sha256, files), strict=True)}
-    with write_atomically(path / MANIFEST) as file:
-        file.write(json.dumps({"sha256": hashes}, indent=1).encode())
+    write_text(path / MANIFEST, json.dumps({"sha256": hashes}, indent=1))
 
 
 def prune(directory, step):

@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint import metadata as records
 
-from dpo_min.system.files import read_json, write_atomically
+from dpo_min.system.files import read_json, write_text
 
 CONTENTS = ".metadata"
 DTYPES = {str(kind).removeprefix("torch."): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
@@ -45,8 +45,7 @@ class Writer(dcp.FileSystemWriter):
             pieces = [[[*c.offsets], [*c.sizes], *place_of(places, name, c.offsets)] for c in entry.chunks]
             dtype = str(entry.properties.dtype).removeprefix("torch.")
             table[name] = {"dtype": dtype, "shape": [*entry.size], "pieces": pieces}
-        with write_atomically(Path(self.path) / CONTENTS) as file:
-            file.write(json.dumps(table, indent=0).encode())
+        write_text(Path(self.path) / CONTENTS, json.dumps(table, indent=0))
 
 
 def place_of(places, name, offsets):

@@ -19,7 +19,7 @@ import torch.nn as nn
 
 from dpo_min.data.batch import batch_logps
 from dpo_min.model.lora import merged
-from dpo_min.system.launcher import processes
+from dpo_min.system.launcher import processes, rank
 from dpo_min.system.program import mistakes
 from dpo_min.system.signals import on_signals
 from dpo_min.system.streams import say_at_once
@@ -67,17 +67,7 @@ def start(device):
         said.cancel()
         for number, handler in heard.items():
             signal.signal(number, handler)
-    print(f"{world_size()} processes on {device}")
-
-
-def world_size():
-    """The number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def rank():
-    """This process's number, from 0; the first one alone writes."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    print(f"{processes()} processes on {device}")
 
 
 def barrier():
@@ -87,9 +77,9 @@ def barrier():
 
 def any_of(flag):
     """Whether `flag` holds in any process."""
-    if world_size() == 1:
+    if processes() == 1:
         return flag
-    flags = torch.tensor(int(flag))
+    flags = torch.tensor(int(flag))  # on the CPU, whatever the device computes meanwhile
     dist.all_reduce(flags, dist.ReduceOp.MAX)
     return bool(flags)
 
@@ -103,9 +93,9 @@ def sums(numbers):
 
 def everyone(thing):
     """What each process has at this place, as a list in the order of their numbers."""
-    if world_size() == 1:
+    if processes() == 1:
         return [thing]
-    things = [None] * world_size()
+    things = [None] * processes()
     dist.all_gather_object(things, thing)
     return things
 
@@ -128,14 +118,14 @@ def wrap(model, shard=False):
     FSDP replaces the model's parameters, so its optimizer has to be made afterwards.
     """
     module = Logps(model)
-    if world_size() == 1:
+    if processes() == 1:
         return module
     if not shard:
         return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh  # these two take a second
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(model.head_weight.device.type, (world_size(),))
+    mesh = init_device_mesh(model.head_weight.device.type, (processes(),))
     for part in (*model.blocks, module):  # what no block holds, the embeddings above all, is gathered with the whole
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     return module
@@ -148,7 +138,7 @@ def micro_batches(pairs, size):
     equally many micro-batches: a process with nothing left repeats a pair with weight 0. The other weights are
     world_size, because DDP and FSDP divide the sum of gradients by it.
     """
-    world = world_size()
+    world = processes()
     share = pairs[rank() :: world]
     most = -(-len(pairs) // world)  # pairs of the largest share
     for start in range(0, most, size):

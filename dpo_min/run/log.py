@@ -29,7 +29,7 @@ class Totals(dict):
         """
         if distributed.rank():
             return
-        tokens = sum(p.num_tokens - chosen_only * len(p.rejected_ids) for p in pairs)
+        tokens = sum(p.num_tokens - chosen_only * sum(map(len, p.completions[1:])) for p in pairs)
         for name, number in (("pairs", len(pairs)), ("denominator", denominator), ("tokens", tokens)):
             self[name] = self.get(name, 0) + number
 

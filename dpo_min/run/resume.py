@@ -6,10 +6,10 @@ may be moved; everything else by its value.
 
 import json
 import platform
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 
 from dpo_min.judge.trained_with import HASH, check_taken, hash_of_taken
-from dpo_min.system.files import read_json, write_atomically
+from dpo_min.system.files import read_json, write_text
 
 # By their content, and so that the paths are free: the hashes in config.json, and what each stands for.
 HASHES = {
@@ -25,7 +25,7 @@ BY_CONTENT = {"data", "eval_data", "sft_data", "tokenizer", "adapter", "init", "
 ELSEWHERE = {"out", "resume", "shard"}  # no part of what is computed
 LENGTH = {"epochs", "max_steps"}  # compared as the number of steps
 FREE = {"log_every", "eval_every", "save_every", "max_kl"}  # no weight depends on them
-PLACE = {"processor", "processes", "threads"}  # the machine, as far as it decides last bits
+PLACE = {"versions", "processor", "processes", "threads"}  # software and machine, as far as they decide last bits
 ROUNDING = {"micro_batch_size", "checkpoint_activations", "compile", "device"} | PLACE
 ANOTHER = "; a run keeps what it began with: to change that, begin a new run, with --init on the best/ of this one"
 
@@ -36,8 +36,8 @@ def kept_flags(flags):
     return json.loads(json.dumps(values, default=str))
 
 
-def read_run(directory, flags=None):
-    """The config.json of the run in a directory; of a flag that it does not name the default is what was meant.
+def read_run(directory):
+    """The config.json of the run in a directory.
 
     Raises:
         ValueError: it is not a run's, or is damaged.
@@ -47,8 +47,7 @@ def read_run(directory, flags=None):
     if "data_sha256" not in before:
         raise ValueError(f"--resume: {path} is not a run's, but a model's")
     check_taken(path, before)
-    known = [f for f in fields(flags) if f.name not in ELSEWHERE] if flags else []
-    return {f.name: f.default for f in known if f.default_factory is MISSING and f.default is not MISSING} | before
+    return before
 
 
 def compare(before, now):
@@ -60,16 +59,12 @@ def compare(before, now):
     notes = []
     for name, value in now.items():
         was, flag = before.get(name), "--" + name.replace("_", "-")
-        unknown = name not in before and name in {"versions", *PLACE, *HASHES}  # it began before this was noted
-        if value == was or unknown or name in BY_CONTENT | LENGTH or (name == "sft_steps" and value is None):
+        if value == was or name in BY_CONTENT | LENGTH or (name == "sft_steps" and value is None):
             continue
         if name in HASHES:
             raise ValueError(f"--resume: the hash of {HASHES[name]} was {was} when the run began, now it is {value}")
         if name == "steps":
             notes += length_notes(before, value)
-        elif name == "versions":
-            was = was.get("torch") if isinstance(was, dict) else was
-            notes.append(f"PyTorch was {was}, now it is {value['torch']}: the same run up to rounding")
         elif name in FREE:
             notes.append(f"{flag} was {was}, now it is {value}: the weights do not depend on it")
         elif name in ROUNDING:
@@ -99,7 +94,7 @@ def check_flags(flags, tokenizer):
     Raises:
         ValueError: as `compare`.
     """
-    before = read_run(flags.out, flags)
+    before = read_run(flags.out)
     now = {name: value for name, value in kept_flags(flags).items() if value != "auto"}
     compare(before, now | {"tokenizer_sha256": tokenizer.fingerprint()})
     if flags.sft_steps is None:  # its default would depend on the length of the run as it is now
@@ -116,5 +111,4 @@ def versions():
 def write_run(directory, settings):
     """Write config.json."""
     settings = settings | {HASH: hash_of_taken(settings)}
-    with write_atomically(directory / "config.json") as file:
-        file.write(json.dumps(settings, indent=2).encode() + b"\n")
+    write_text(directory / "config.json", json.dumps(settings, indent=2) + "\n")

@@ -17,7 +17,7 @@ from dpo_min.data.templates import as_text
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.system import kinds
-from dpo_min.system.flags import flag, is_text, parse, refuse, sections
+from dpo_min.system.flags import flag, parse, refuse, sections
 from dpo_min.system.program import mistakes
 
 
@@ -27,7 +27,7 @@ class SampleFlags(RowFlags):
 
     model: Path = flag(MISSING, "model directory, such as a run's model/")
     reference: Path | None = flag(None, "a second model, whose answers are shown beside the first's")
-    prompt: str | None = flag(None, "the text to continue; may be empty")
+    prompt: str | None = flag(None, "the text to continue; may be empty", kinds.TEXT)
     prompts: Path | None = flag(None, "a file with one prompt a line; without it and --prompt: standard input")
     one_prompt: bool = flag(False, "all of the file, or of standard input, is one prompt")
     num_samples: int = flag(1, "answers to each prompt", kinds.SIZE)
@@ -42,13 +42,15 @@ class SampleFlags(RowFlags):
     min_new_tokens: int = flag(0, "the shortest answer, unless --stop ends it", kinds.NATURAL)
     max_new_tokens: int = flag(200, "the longest answer; all end where the model's positions do", kinds.COUNT)
     length_range: list[int] | None = flag(None, "draw each answer's limit uniformly", None, ("LO", "HI"))
-    stop: list[str] = flag([], "end an answer before any of these texts", None, "TEXT")
+    stop: list[str] = flag([], "end an answer before any of these texts", kinds.SOME_TEXT, "TEXT")
     device: str = flag("auto", "where to compute", ["auto", "cpu", "cuda", "mps"])
     dtype: str = flag("auto", "auto: bfloat16 on CUDA, float32 elsewhere", ["auto", "float32", "bfloat16", "float16"])
     credit: bool = flag(False, "colour each token by its reward, β (log π − log π_ref)")
-    completion: str | None = flag(None, "with --credit and --prompt: the reward of this answer instead of fresh ones")
+    completion: str | None = flag(
+        None, "with --credit and --prompt: the reward of this answer, not of fresh ones", kinds.TEXT
+    )
     pair: str | None = flag(None, "with --credit: the reward of both sides of a preference, FILE:LINE")
-    html: Path | None = flag(None, "with --credit: write the same as a page of HTML")
+    html: Path | None = flag(None, "with --credit: write the same as a page of HTML", kinds.PAGE)
     beta: float | None = flag(None, "β of the reward; default: that of the run of --model, else 0.1", kinds.POSITIVE)
     jsonl: bool = flag(False, "one JSON object an answer, for machines")
     pairs: int | None = flag(None, "append so many answers of each model to --out, for dpo_min.labels", kinds.SIZE)
@@ -83,8 +85,6 @@ def prepare(argv):
         _ = flags.columns  # which checks them
         if flags.prompt is not None:
             refuse(given, ["prompts", "one_prompt", *NAMED], "with --prompt")
-            if not is_text(flags.prompt):
-                raise ValueError("--prompt: not UTF-8 text")
         prompts = [flags.prompt] if flags.prompt is not None or flags.pair else read_prompts(flags)
         reading = load_reading(flags)
         tokenizer, template = reading["model"]
@@ -120,9 +120,6 @@ def check_sampling(flags, given):
     least = flags.length_range[0] if flags.length_range else flags.max_new_tokens
     if flags.min_new_tokens > least:
         raise ValueError(f"--min-new-tokens {flags.min_new_tokens} is above {limit}, which is {least}")
-    for text in flags.stop:
-        if not text or not is_text(text):
-            raise ValueError(f"--stop: expected UTF-8 text of at least one character, got {text!r}")
 
 
 def read_prompts(flags):
@@ -223,17 +220,12 @@ def check_credit(flags, given):
         refuse(given, ["completion", "pair", "html"], "without --credit")
     if flags.pair:
         refuse(given, ["prompt", "prompts", "completion", "one_prompt"], "with --pair, which has its own")
-    elif flags.completion is not None:
-        if flags.prompt is None or not flags.completion:
-            raise ValueError("--completion needs --prompt TEXT, and a text of its own")
-        if not is_text(flags.completion):
-            raise ValueError("--completion: not UTF-8 text")
+    elif flags.completion is not None and (flags.prompt is None or not flags.completion):
+        raise ValueError("--completion needs --prompt TEXT, and a text of its own")
     if flags.pair or flags.completion is not None:
         shown = "model reference prompt prompts one_prompt completion pair credit html beta device dtype jsonl"
         shown = {*shown.split(), "template", "system", *NAMED}
         refuse(given, sorted(given - shown), "where nothing is drawn")
-    if flags.html and (flags.html.is_dir() or not flags.html.absolute().parent.is_dir()):
-        raise ValueError(f"--html {flags.html}: not a file in a directory that exists")
     if flags.reference and flags.beta is None:
         flags.beta = run_settings(flags.model)["beta"]
 

@@ -1,6 +1,5 @@
 """The run directory while a run lasts: opened and locked, its settings compared, its models saved."""
 
-import importlib
 import math
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ def identity_of(job, policy, reference):
     if not flags.adapter and (flags.init or flags.loss_type == "sft"):  # one that is made here has no hash yet
         now["reference_sha256"] = hashes[-1] if reference is policy else reference and model_fingerprint(reference)
     where = {"device": device, "dtype": str(dtype).removeprefix("torch."), "versions": resume.versions()}
-    where |= {"processes": distributed.world_size(), "threads": torch.get_num_threads()}
+    where |= {"processes": distributed.processes(), "threads": torch.get_num_threads()}
     where |= {"processor": processor(device)}
     return resume.kept_flags(flags) | where | {"steps": count_steps(flags, job.pairs)[0]} | now
 
@@ -66,7 +65,7 @@ def enter(flags, identity):
     """
     directory.check_out(flags.out, flags.resume, held=True)  # another may have come and gone since it was checked
     if flags.resume:
-        before = resume.read_run(flags.out, flags)
+        before = resume.read_run(flags.out)
         taken = max(map(checkpoint.number, checkpoint.found(flags.out / "checkpoint")), default=0)
         if taken > identity["steps"]:
             raise ValueError(f"--resume: the run has taken {taken} steps, more than {identity['steps']}")
@@ -132,6 +131,8 @@ def draw_curves(directory):
     if distributed.rank():
         return
     try:
-        importlib.import_module("dpo_min.judge.pictures").draw_curves(directory)
-    except (ImportError, OSError) as error:
+        from dpo_min.judge import pictures
+
+        pictures.draw_curves(directory)
+    except OSError as error:
         print(f"no curves.png ({error}): with matplotlib, python -m dpo_min.judge.pictures {directory} draws it")

@@ -8,7 +8,6 @@ import re
 import secrets
 import stat
 import time
-import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,6 +49,16 @@ def read_text(path, limit=MAX_JSON):
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not JSON: not UTF-8 at byte {error.start}") from error
+
+
+def without_doubles(pairs):
+    """An object of JSON as a dict; ValueError where one key stands twice, of which a dict would keep only the last."""
+    row = {}
+    for key, value in pairs:
+        if key in row:
+            raise ValueError(f"the key {ascii(key)[:60]} stands twice")
+        row[key] = value
+    return row
 
 
 def open_regular(path):
@@ -95,6 +104,12 @@ def write_atomically(path):
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path, text):
+    """A file of text, whole or not at all, in the place of `path`."""
+    with write_atomically(path) as file:
+        file.write(text.encode())
+
+
 def make_directory(path):
     """Make a directory, and those above it that are missing, and flush their names to the disk."""
     path = Path(path).absolute()
@@ -135,8 +150,13 @@ class Lock:
 
     def __enter__(self):
         """It is held since it was made."""
+        return self
 
     def __exit__(self, *error):
+        """Give it back."""
+        self.close()
+
+    def close(self):
         """Give it back."""
         self.file.close()
 
@@ -158,15 +178,6 @@ def flush_to_disk(descriptor):
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise
-
-
-def crc32(path):
-    """The CRC-32 of a file's bytes: not against forgery, but ten times as fast as a hash that is."""
-    value = 0
-    with open_regular(path) as file:
-        while block := file.read(2**20):
-            value = zlib.crc32(block, value)
-    return value
 
 
 def sha256(path):

@@ -110,7 +110,7 @@ def add_argument(parser, field):
     elif get_origin(kind) is list:
         values = about["values"]
         settings |= {"nargs": len(values) if isinstance(values, tuple) else "+", "action": "extend"}
-        settings |= {"type": get_args(kind)[0], "metavar": values}
+        settings |= {"type": converter(get_args(kind)[0], about["accepts"]), "metavar": values}
     else:
         settings |= {"type": converter(kind, about["accepts"]), "choices": about["choices"]}
         if not about["choices"]:
@@ -138,8 +138,3 @@ def refuse(given, names, reason):
     for name in names:
         if name in given:
             raise ValueError(f"--{name.replace('_', '-')} has no effect {reason}; leave it out")
-
-
-def is_text(argument):
-    """Whether a command-line argument is UTF-8; Python marks bytes that are not as lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in argument)

@@ -18,6 +18,16 @@ def between(least, most, words):
     return Accepts(lambda value: least <= value <= most, words)
 
 
+def is_text(argument):
+    """Whether a command-line argument is UTF-8; Python marks bytes that are not as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
+
+
+def in_directory(path):
+    """Whether a file can be made under this name."""
+    return not path.is_dir() and path.absolute().parent.is_dir()
+
+
 MOST, LEAST = 10**9, math.ulp(0)  # LEAST: above 0
 COUNT = between(1, MOST, "a whole number from 1 to 10^9")
 RANK = between(1, 4096, "a whole number from 1 to 4096")
@@ -34,3 +44,7 @@ EXPONENT = between(-10, 10, "a number from -10 to 10")
 FRACTION = between(0, math.nextafter(1, 0), "a number from 0 up to, not including, 1")
 PROBABILITY = between(LEAST, 1, "a number above 0 and up to 1")
 NOISE_RATE = between(1e-6, 0.499, "a number from 10^-6 to 0.499")
+TEXT = Accepts(is_text, "UTF-8 text")
+SOME_TEXT = Accepts(lambda text: text != "" and is_text(text), "UTF-8 text of at least one character")
+PAGE = Accepts(in_directory, "a file in a directory that exists")
+PICTURE = Accepts(lambda path: path.suffix == ".png" and in_directory(path), "NAME.png in a directory that exists")

@@ -13,14 +13,14 @@ from dpo_min.system.text import one_line
 
 
 def pyplot():
-    """`matplotlib.pyplot`; ImportError, with the reason in one line, for whatever it raises instead."""
+    """`matplotlib.pyplot`; OSError, with the reason in one line, where it is missing or whatever else it raises."""
     os.environ["MPLBACKEND"] = "agg"
     try:
         import matplotlib.pyplot as plt
 
         plt.switch_backend("agg")
     except Exception as error:
-        raise ImportError(one_line(f"{type(error).__name__}: {error}", 300)) from error
+        raise OSError(f"no picture without matplotlib: {one_line(str(error), 300)}") from error
     return plt
 
 

@@ -307,7 +307,7 @@ def test_what_is_asked_for_is_taken_and_is_what_a_saved_model_says(tmp_path, sou
 
 
 @pytest.mark.parametrize(("source", "name", "system", "words"), [
-    (UNKNOWN["Mistral's"], "auto", None, "is none that is known here: give --template hh, chatml, llama3 .*none"),
+    (UNKNOWN["Mistral's"], "auto", None, "is not known here: give --template hh, chatml, llama3 .*none"),
     (None, "auto", "S", "--system has no effect with --template auto"),
     (LOOP, "none", "S", "--system has no effect with --template none"),
 ])  # fmt: skip

@@ -174,7 +174,7 @@ def test_models_that_read_differently_answer_but_are_not_compared(a_run, capsys)
         (["--prompt", "x", "--html", "page.html"], "--html has no effect without --credit"),
         (["--credit", "--completion", "y"], "--completion needs --prompt"),
         (["--credit", "--prompt", "x", "--completion", ""], "--completion needs --prompt"),
-        (["--credit", "--prompt", "x", "--completion", "\udcff"], "--completion: not UTF-8"),
+        (["--credit", "--prompt", "x", "--completion", "\udcff"], "--completion: expected UTF-8 text"),
         (
             ["--credit", "--prompt", "x", "--completion", "y", "--top-k", "3"],
             "--top-k has no effect where nothing",
@@ -185,7 +185,10 @@ def test_models_that_read_differently_answer_but_are_not_compared(a_run, capsys)
         (["--credit", "--pair", "pairs.jsonl:1"], "has no row in line 1"),
         (["--credit", "--pair", "pairs.jsonl:3"], "pairs.jsonl:3: missing key: chosen, rejected"),
         (["--credit", "--pair", "nowhere:1"], "nowhere: cannot be read"),
-        (["--credit", "--prompt", "x", "--html", "no/where.html"], "--html no/where.html"),
+        (
+            ["--credit", "--prompt", "x", "--html", "no/where.html"],
+            "--html: expected a file in a directory that exists",
+        ),
         (["--credit", "--prompt", "x", "--beta", "0"], "--beta: expected a number from 10^-6 to 10^9"),
     ],
 )

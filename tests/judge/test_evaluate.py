@@ -205,7 +205,7 @@ BAD = [
     (["--scorer", "scores.jsonl:model"], "--scorer scores.jsonl:1: ValueError"),
     (["--scorer", "half.jsonl:score"], "the answers of model and reference do not go together"),
     (["--data", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
-    (["--png", "no/where.png"], "--png no/where.png"),
+    (["--png", "no/where.png"], "--png: expected NAME.png in a directory that exists"),
     (["--beta", "-1"], "--beta: expected a number from 10^-6 to 10^9"),
     (["--max-pairs", "0"], "--max-pairs: expected a whole number from 1"),
     (["--model", "nowhere"], "nowhere"),

@@ -15,7 +15,7 @@ from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.exact import enumerate_completions, exact_log_policy
 from dpo_min.losses import LOSSES
 from dpo_min.objective import expectation, kl_divergence, log_partition, objective, optimal_policy
-from dpo_min.rl.ppo import PPO, PPOConfig, clipped_loss, gae, token_payments, value_loss
+from dpo_min.rl.ppo import clipped_loss, gae, ppo_step, token_payments, value_loss
 from dpo_min.rl.rlhf import (
     Rollouts,
     ScalarGPT,
@@ -212,8 +212,9 @@ def test_a_reward_model_learns_which_answers_are_preferred(tiny_gpt):
     pairs = [pairs[i] for i in torch.randperm(len(pairs), generator=generator)]
     model = ScalarGPT(copy.deepcopy(tiny_gpt).requires_grad_(True))
     assert reward_accuracy(model, pairs) == 0.5
-    losses = fit_reward(model, pairs[:40], 40, 16, 1e-2)
-    assert losses[0] == pytest.approx(math.log(2)) and losses[-1] < 0.3
+    fit_reward(model, pairs[:40], 40, 16, 1e-2)
+    with torch.no_grad():
+        assert reward_loss(*pair_rewards(model, pairs[:40])).mean() < 0.3
     assert reward_accuracy(model, pairs[40:]) > 0.9
     swapped = [TokenizedPair(p.prompt_ids, p.rejected_ids, p.chosen_ids) for p in pairs[40:]]
     assert reward_accuracy(model, swapped) == pytest.approx(1 - reward_accuracy(model, pairs[40:]))
@@ -408,8 +409,8 @@ def test_ppo_goes_to_the_optimum(tiny_gpt):
     value = ScalarGPT(copy.deepcopy(tiny_gpt).requires_grad_(True))
 
     def learner(policy, beta, generator):
-        ppo = PPO(PPOConfig(beta=beta, epochs=2, minibatches=2), policy, value, 1e-2, 1e-2)
-        return lambda rollouts: ppo.step(rollouts, generator)
+        optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-2, weight_decay=0) for m in (policy, value)]
+        return lambda rollouts: ppo_step(policy, value, optimizers, rollouts, generator, beta, 2, 2)
 
     before, after = learn(tiny_gpt, learner, 20)
     assert before > 0.2 and after < 0.02

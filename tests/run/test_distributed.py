@@ -60,7 +60,7 @@ class Interrupted(train.Stage):
 
     def step(self, *arguments):
         self.count += 1
-        if self.count == STOP_AT and distributed.rank() == distributed.world_size() - 1:
+        if self.count == STOP_AT and distributed.rank() == distributed.processes() - 1:
             signal.raise_signal(signal.SIGINT)
         return super().step(*arguments)
 
@@ -125,7 +125,7 @@ def in_two_processes(directory):
     launcher.print_once()
     with distributed.joined("cpu"):
         first = distributed.rank() == 0
-        assert distributed.world_size() == 2
+        assert distributed.processes() == 2
         assert distributed.sums({"a": 1, "b": 2} if first else {"b": 3, "c": 4}) == {"a": 1, "b": 5, "c": 4}
         assert distributed.any_of(first) and distributed.any_of(not first) and not distributed.any_of(False)
         for name, shard in (("ddp", False), ("fsdp", True)):

@@ -289,10 +289,10 @@ def test_a_folder_that_takes_no_file_stays_as_it_was_and_is_no_reason_to_stop(tm
     monkeypatch.setattr(np, "savez", full)
     filled(tmp_path, [SMALL])
     assert not list(tmp_path.iterdir())
-    assert "takes no file (No space left on device): another run scores anew" in capsys.readouterr().out
+    assert "(No space left on device): another run scores again" in capsys.readouterr().out
     (tmp_path / "file").touch()
     filled(tmp_path / "file" / "cache", [SMALL])
-    assert "takes no file (Not a directory)" in capsys.readouterr().out
+    assert "(Not a directory): another run scores again" in capsys.readouterr().out
 
 
 # ---- a reference that follows ----
