@@ -17,8 +17,9 @@ from matplotlib.patches import Rectangle
 from dpo_min.data.rows import load_preferences
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.data.tokenizing import tokenize
-from dpo_min.judge.credit import spans, token_rewards
+from dpo_min.judge.credit import spans
 from dpo_min.judge.display import level, signed
+from dpo_min.judge.scoring import token_rewards
 from dpo_min.judge.statistics import mean
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.model.weights import load_model

@@ -20,7 +20,7 @@ import torch
 from dpo_min.data.hashed_files import data_hash
 from dpo_min.labels.journal import Journal
 from dpo_min.model.weights import model_fingerprint
-from dpo_min.system.program import stop
+from dpo_min.system.program import mistakes, stop
 from dpo_min.system.progress import left
 from experiments import frontier_page, frontier_pictures, methods
 
@@ -145,7 +145,8 @@ def main():
         stop(f"--demo {options.demo} or --data {options.data} is not there: `make train` makes both")
     torch.set_num_threads(1)
     try:
-        results = {part: run_part(part, options) for part in TABLES}
+        with mistakes():
+            results = {part: run_part(part, options) for part in TABLES}
     except KeyboardInterrupt:
         stop("stopped; what is finished is kept, and the same command goes on", code=130)
     return write(options, results)

@@ -5,18 +5,18 @@ Until then its name carries this program's mark, by which it is found and remove
 
 import hashlib
 import json
+import os
 import shutil
 import time
 import unicodedata
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from zlib import crc32  # not against forgery, but several times as fast as a hash that is
 
 import numpy as np
 
 from dpo_min.data.lines import is_gzip
-from dpo_min.system.files import ABANDONED, partial_name, partials, read_json, sync, write_text
+from dpo_min.system.files import ABANDONED, crc32, partial_name, partials, read_json, sync, write_text
 
 FILES = "rows.bin", "tokens.bin"
 
@@ -50,11 +50,12 @@ def build(place, paths, content, encode):
     try:
         with open(partial / FILES[0], "wb") as rows, open(partial / FILES[1], "wb") as tokens:
             counts, read = encode((rows, tokens))
+            for file in (rows, tokens):
+                file.flush()
+                os.fsync(file.fileno())
         if read != content:
             raise ValueError(f"{', '.join(map(str, paths))}: changed while it was read")
-        for name in FILES:
-            sync(partial / name)
-        sums = {name: crc32(map_array(partial / name, np.uint8)) for name in FILES}
+        sums = {name: crc32(partial / name) for name in FILES}
         write_text(partial / "cache.json", json.dumps({"counts": counts, "crc32": sums}))
         # Another process may have made the same one meanwhile: then this is thrown away.
         if not is_whole(place):
@@ -78,7 +79,7 @@ def is_whole(place):
     try:
         noted = read_json(place / "cache.json")
         counts = all(type(number) is int for number in noted["counts"].values())
-        return counts and all(crc32(map_array(place / name, np.uint8)) == noted["crc32"][name] for name in FILES)
+        return counts and all(crc32(place / name) == noted["crc32"][name] for name in FILES)
     except (ValueError, LookupError, TypeError, AttributeError, OSError):
         return False
 

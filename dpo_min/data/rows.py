@@ -14,7 +14,6 @@ from dpo_min.data.forms import NAMES, read_row
 from dpo_min.data.lines import read_rows
 from dpo_min.data.messages import BadRow, Message
 from dpo_min.data.templates import PLAIN, as_text
-from dpo_min.system.files import without_doubles
 from dpo_min.system.text import Lines
 
 ERRORS_SHOWN = 10
@@ -77,6 +76,16 @@ def is_number(value):
 def decoded(line):
     """The value in a line of JSON, as bytes."""
     return json.loads(line.decode("utf-8-sig"), object_pairs_hook=without_doubles)
+
+
+def without_doubles(pairs):
+    """An object of JSON as a dict; BadRow where one key stands twice, of which a dict would keep only the last."""
+    row = {}
+    for key, value in pairs:
+        if key in row:
+            raise BadRow(f"the key {ascii(key)[:60]} stands twice")
+        row[key] = value
+    return row
 
 
 def parse_row(row, columns=NAMES, template=PLAIN):

@@ -76,7 +76,7 @@ def divide(vocab, merges):
         raise ValueError("do not make one byte-level BPE: a token is too long")
     for first, second in order:
         if not {first, second, first + second} <= vocab.keys():
-            raise ValueError(f"{first!r} and {second!r} are merged, but the vocabulary lacks one of the three")
+            raise ValueError(f"{first!r} and {second!r} are merged, but the vocabulary lacks one, or what they make")
     made, left, ranks = {}, {}, []
     for token in sorted(vocab, key=vocab.get):
         parts = halves(token, order.get)

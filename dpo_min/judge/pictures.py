@@ -21,8 +21,6 @@ CHOSEN, REJECTED = {"color": "tab:blue", "linestyle": "-"}, {"color": "tab:red",
 
 
 @picture
-@picture
-@picture
 def draw_curves(directory):
     """Draw a run's metrics.jsonl as curves.png in the same directory; a line that is not whole is left out."""
     lines = [values for _, values in metric_lines(Path(directory) / "metrics.jsonl") if values]
@@ -51,8 +49,6 @@ def draw_curves(directory):
     save(figure, Path(directory) / "curves.png")
 
 
-@picture
-@picture
 @picture
 def draw_evaluation(figures, bins, margins, gaps, path):
     """The page of `python -m dpo_min.judge.evaluate`: its figures, margins, calibration, and margin against length.

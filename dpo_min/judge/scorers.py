@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from dpo_min.data.lines import read_rows
+from dpo_min.system.text import cause
 
 
 def load_scorer(name):
@@ -20,7 +21,7 @@ def load_scorer(name):
         try:
             scorer = getattr(importlib.import_module(place), what)
         except (Exception, SystemExit) as error:  # whatever the module raises when it is run
-            raise ValueError(f"--scorer {name}: {one_line(error)}") from error
+            raise ValueError(f"--scorer {name}: {cause(error)}") from error
         if not callable(scorer):
             raise ValueError(f"--scorer {name}: {what} is not a function")
         return scorer
@@ -30,16 +31,11 @@ def load_scorer(name):
             row = json.loads(line)
             scores[row["model"]][row["prompt"], row.get("sample", 0)].append(worth(row[what]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"--scorer {place}:{number}: {one_line(error)}") from error
+            raise ValueError(f"--scorer {place}:{number}: {cause(error)}") from error
     ours, theirs = scores.values()
     if not ours or {key: len(s) for key, s in ours.items()} != {key: len(s) for key, s in theirs.items()}:
         raise ValueError(f"--scorer {place}: the answers of model and reference do not go together")
     return [((a > b) + (a >= b)) / 2 for key in ours for a, b in zip(ours[key], theirs[key], strict=True)]
-
-
-def one_line(error):
-    """The type and the message of an exception that is not ours."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def worth(score):
@@ -58,4 +54,4 @@ def score(name, scorer, *texts, check=worth):
     try:
         return check(scorer(*texts))
     except (Exception, SystemExit) as error:  # whatever a function that is not ours may raise
-        raise ValueError(f"--scorer {name}: on {texts[1][:60]!r}: {one_line(error)}") from error
+        raise ValueError(f"--scorer {name}: on {texts[1][:60]!r}: {cause(error)}") from error

@@ -10,8 +10,8 @@ from dpo_min.data.forms import put_together, read_prompt
 from dpo_min.data.rows import Preference
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.data.tokenizing import encode_pair
-from dpo_min.judge.credit import token_rewards
 from dpo_min.judge.scorers import worth
+from dpo_min.judge.scoring import token_rewards
 from dpo_min.judge.trained_with import run_settings
 from dpo_min.model.model_directory import read_config
 from dpo_min.model.weights import load_model

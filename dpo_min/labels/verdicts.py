@@ -74,7 +74,7 @@ class PositionBias:
             self.first += taken > 1
 
     def __str__(self):
-        """Two rates with Wilson's interval, in a sentence."""
+        """Two rates with Wilson's interval, in a sentence; of at least one pair."""
         agreed, others = f"Both orders agreed in {rate(self.same, self.pairs)}.", self.pairs - self.same
         if not others:
             return f"{agreed} So the position decided nothing."

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpo_min.system.files import without_doubles, write_atomically
+from dpo_min.system.files import write_atomically
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES |= {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
@@ -91,8 +91,14 @@ def hollow(path, size):
 
 def parse_header(path, header):
     """The header's entries by tensor name, without `__metadata__`."""
+
+    def refuse_twins(pairs):
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a name appears twice")
+        return dict(pairs)
+
     try:
-        entries = json.loads(header.decode("utf-8"), object_pairs_hook=without_doubles)
+        entries = json.loads(header.decode("utf-8"), object_pairs_hook=refuse_twins)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: the header is not valid JSON: {error}") from error
     if not isinstance(entries, dict):

@@ -134,9 +134,9 @@ def wrap(model, shard=False):
 def micro_batches(pairs, size):
     """Yield this process's share of a step's pairs in micro-batches of at most `size`: (pairs, weight, the last?).
 
-    Every process takes every world_size-th pair, so that all get pairs of like lengths, and all take part in
-    equally many micro-batches: a process with nothing left repeats a pair with weight 0. The other weights are
-    world_size, because DDP and FSDP divide the sum of gradients by it.
+    Of W processes every one takes every W-th pair, so that all get pairs of like lengths, and all take part in
+    equally many micro-batches: a process with nothing left repeats a pair with weight 0. The other weights are W,
+    because DDP and FSDP divide the sum of gradients by it.
     """
     world = processes()
     share = pairs[rank() :: world]

@@ -68,7 +68,8 @@ def compare(before, now):
         elif name in FREE:
             notes.append(f"{flag} was {was}, now it is {value}: the weights do not depend on it")
         elif name in ROUNDING:
-            notes.append(f"{flag.removeprefix('--') if name in PLACE else flag} was {was}, now it is {value}: "
+            was, value = (", ".join(map(" ".join, v.items())) if isinstance(v, dict) else v for v in (was, value))
+            notes.append(f"{name if name in PLACE else flag} was {was}, now it is {value}: "
                          "the same run up to rounding, not to the last bit")  # fmt: skip
         else:
             raise ValueError(f"--resume: {flag} was {was!r} when the run began, now it is {value!r}{ANOTHER}")

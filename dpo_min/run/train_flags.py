@@ -26,7 +26,7 @@ class TrainFlags(RowFlags):
     sft_data: list[str] = flag([], "fit the first model to the chosen side of these rows; default: of --data")
     skip_bad_rows: bool = flag(False, "leave malformed rows out instead of stopping at them")
     ties: str = flag("drop", "rows with tie true: leave them out, or train both ways at half weight", ["drop", "half"])
-    max_length: int | None = flag(None, "tokens of prompt + completion; default: 512, or all positions", kinds.LENGTH)
+    max_length: int | None = flag(None, "of prompt + completion; default: 512, or all positions if fewer", kinds.LENGTH)
     max_prompt_length: int | None = flag(None, "tokens a cut prompt keeps; default: half --max-length", kinds.COUNT)
     init: Path | None = flag(None, "model directory to start from; without it a small GPT is fitted first")
     adapter: Path | None = flag(None, "adapter directory that belongs to --init: the run begins with both, merged")
@@ -197,7 +197,7 @@ def read_flags(argv):
     check_kinds([*flags.data, *flags.eval_data, *flags.sft_data])
     flags.out = flags.out or Path("runs") / (Path(flags.data[0]).name.lstrip(".").split(".")[0] or "run")
     if flags.out.name.lower() == flags.cache.name:
-        raise ValueError(f"--out {flags.out}: cache/ is shared by all runs and may be deleted; name another")
+        raise ValueError(f"--out {flags.out}: the cache/ of the runs beside it, which may be deleted; name another")
     flags.resume = check_out(flags.out, flags.resume)
     return flags, given
 

@@ -75,8 +75,10 @@ def sampled_kl(policy, reference, pairs, tokenizer, seed):
 
     Answers end after `DRAWN` tokens: it is then the KL of their beginnings, and never more than that of the whole.
     """
-    room = policy.config.block_size - 1
+    room = min(model.config.block_size for model in (policy, reference)) - 1
     prompts = [pair.prompt_ids[-max(1, room - DRAWN[1]) :] for pair in pairs[: DRAWN[0]]]
     generator = torch.Generator(policy.head_weight.device).manual_seed(seed)
-    drawn = generate(policy, prompts, tokenizer.end_of_text, DRAWN[1], generator, vocab_size=tokenizer.vocab_size)
+    drawn = generate(
+        policy, prompts, tokenizer.end_of_text, min(DRAWN[1], room), generator, vocab_size=tokenizer.vocab_size
+    )
     return log_ratios(policy, reference, prompts, [completion.ids for completion in drawn]).mean().item()

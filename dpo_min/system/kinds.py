@@ -25,7 +25,10 @@ def is_text(argument):
 
 def in_directory(path):
     """Whether a file can be made under this name."""
-    return not path.is_dir() and path.absolute().parent.is_dir()
+    try:
+        return not path.is_dir() and path.absolute().parent.is_dir()
+    except OSError:  # a name that is too long
+        return False
 
 
 MOST, LEAST = 10**9, math.ulp(0)  # LEAST: above 0
@@ -47,4 +50,4 @@ NOISE_RATE = between(1e-6, 0.499, "a number from 10^-6 to 0.499")
 TEXT = Accepts(is_text, "UTF-8 text")
 SOME_TEXT = Accepts(lambda text: text != "" and is_text(text), "UTF-8 text of at least one character")
 PAGE = Accepts(in_directory, "a file in a directory that exists")
-PICTURE = Accepts(lambda path: path.suffix == ".png" and in_directory(path), "NAME.png in a directory that exists")
+PICTURE = Accepts(lambda path: path.suffix == ".png" and in_directory(path), "NAME.png, in a directory that exists")

@@ -9,7 +9,7 @@ import os
 import re
 
 from dpo_min.system.files import write_atomically
-from dpo_min.system.text import one_line
+from dpo_min.system.text import cause
 
 
 def pyplot():
@@ -20,7 +20,7 @@ def pyplot():
 
         plt.switch_backend("agg")
     except Exception as error:
-        raise OSError(f"no picture without matplotlib: {one_line(str(error), 300)}") from error
+        raise OSError(f"matplotlib is missing or does not work ({cause(error)}); pip install matplotlib") from error
     return plt
 
 
@@ -32,7 +32,7 @@ def picture(draw):
         try:
             return draw(*arguments)
         except Exception as error:
-            raise OSError(f"no picture could be drawn: {one_line(f'{type(error).__name__}: {error}', 300)}") from error
+            raise OSError(f"no picture could be drawn: {cause(error)}") from error
 
     return drawn
 

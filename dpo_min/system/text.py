@@ -42,3 +42,8 @@ def one_line(text, limit=600):
     if len(text) > limit:
         text = f"{text[: limit - limit // 3]} … {text[-limit // 3 :]}"
     return "".join(c if c.isprintable() else picture(c).rstrip("\n") for c in text)
+
+
+def cause(error):
+    """What an exception that is not ours says: its type, and its message in one line."""
+    return one_line(f"{type(error).__name__}: {error}", 300)

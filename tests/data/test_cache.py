@@ -383,7 +383,7 @@ def test_a_run_has_a_directory_of_its_own(tmp_path, monkeypatch, argv, out):
 def test_no_run_is_the_cache_of_its_neighbours(tmp_path, monkeypatch, argv):
     """Kills: a run that "may be deleted", and whose lock the others wait for."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"--out .*ache: cache/ is shared by all runs"):
+    with pytest.raises(ValueError, match=r"--out .*ache: the cache/ of the runs beside it"):
         read_flags(argv)
 
 

@@ -12,7 +12,8 @@ from unittest import mock
 import pytest
 import torch
 
-figures = pytest.importorskip("experiments.figures", reason="the pictures' tool is deletable, and needs matplotlib")
+pytest.importorskip("matplotlib")
+figures = pytest.importorskip("experiments.figures", reason="the pictures' tool is deletable")
 
 from dpo_min.exact import count_completions  # noqa: E402
 from dpo_min.gradient import dpo_gradient  # noqa: E402

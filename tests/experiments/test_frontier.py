@@ -16,7 +16,8 @@ from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.objective import expectation, kl_divergence, optimal_policy
 from dpo_min.rl.rlhf import best_of_n
 
-frontier = pytest.importorskip("experiments.frontier", reason="the experiments are deletable, and need matplotlib")
+pytest.importorskip("matplotlib")
+frontier = pytest.importorskip("experiments.frontier", reason="the experiments are deletable")
 from experiments import frontier_curve, frontier_pictures, methods, pages  # noqa: E402
 
 SEEDS = st.integers(0, 10**6)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-lessons = pytest.importorskip("experiments.lessons", reason="the experiments are deletable, and need matplotlib")
+pytest.importorskip("matplotlib")
+lessons = pytest.importorskip("experiments.lessons", reason="the experiments are deletable")
 from experiments import lessons_page, theorem  # noqa: E402
 
 SMALL = {  # the settings of each lesson, for seconds

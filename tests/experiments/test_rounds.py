@@ -18,7 +18,8 @@ from dpo_min.run.job import prepare as prepare_training
 from dpo_min.run.sample_flags import prepare as prepare_sampling
 from dpo_min.run.session import save_model_directory
 
-rounds = pytest.importorskip("experiments.rounds", reason="the experiments are deletable, and need matplotlib")
+pytest.importorskip("matplotlib")
+rounds = pytest.importorskip("experiments.rounds", reason="the experiments are deletable")
 from experiments import lessons_page, rounds_page  # noqa: E402
 from experiments.demo import judge, make_tokenizer, prompts, reward  # noqa: E402
 

@@ -13,7 +13,8 @@ import sample
 from dpo_min.data.batch import batch_logps, pack
 from dpo_min.data.tokenizer import Tokenizer, load_tokenizer
 from dpo_min.data.tokenizing import TokenizedPair
-from dpo_min.judge.credit import spans, token_rewards
+from dpo_min.judge.credit import spans
+from dpo_min.judge.scoring import token_rewards
 from dpo_min.metrics import preference_metrics
 from dpo_min.model.gpt import GPT, GPTConfig
 from dpo_min.run import session

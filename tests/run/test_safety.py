@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import signal
 import subprocess
@@ -426,6 +427,15 @@ def test_the_sampled_kl_is_zero_at_the_reference_and_above_it_elsewhere(tiny_gpt
     other = GPT(tiny_gpt.config, torch.Generator().manual_seed(5)).double()
     found = sampled_kl(other, tiny_gpt, PAIRS, five, seed=0)
     assert found > 0 and found == sampled_kl(other, tiny_gpt, PAIRS, five, seed=0)
+
+
+@pytest.mark.parametrize("positions", [2, 10, 60])
+def test_the_sampled_kl_stays_within_the_positions_of_both_models(positions):
+    """Kills: a prompt, or an answer, that only the longer one of the two has room for."""
+    long, short = (GPT(GPTConfig(5, n, 1, 2, 8), torch.Generator().manual_seed(n)) for n in (100, positions))
+    pairs = [TokenizedPair([i % 4 for i in range(90)], [0, 4], [1, 4])]
+    for policy, reference in ((long, short), (short, long)):
+        assert math.isfinite(sampled_kl(policy, reference, pairs, SimpleNamespace(end_of_text=4, vocab_size=5), 0))
 
 
 @pytest.mark.parametrize("save", [np.savez_compressed, np.savez], ids=["expands", "shape"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dpo_min.run import directory
 from dpo_min.system import files
-from dpo_min.system.files import Lock, make_directory, open_regular, read_json, sha256, write_atomically
+from dpo_min.system.files import Lock, crc32, make_directory, open_regular, read_json, sha256, write_atomically
 
 
 def fail(written):
@@ -74,7 +74,7 @@ def test_what_a_killed_run_was_writing_is_removed_where_a_run_writes_and_nowhere
     assert (tmp_path / "elsewhere" / "precious").exists()
 
 
-@pytest.mark.parametrize("read", [open_regular, read_json, sha256, Lock, files.read_text])
+@pytest.mark.parametrize("read", [open_regular, read_json, sha256, crc32, Lock, files.read_text])
 def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, read):
     """Kills: a named pipe in a copied run that is waited for; /dev/zero that is read for ever; a directory."""
     os.mkfifo(tmp_path / "pipe")
