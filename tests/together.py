@@ -14,6 +14,8 @@ import time
 from collections import Counter
 from threading import Thread
 
+CLOSING = re.compile(r"\d+ \w+ in \d+\.\d+s")  # "4 passed, 1 skipped in 2.34s"
+
 
 def cores():
     """The cores that this process may use."""
@@ -26,6 +28,15 @@ def listen(process, heard, aloud):
         heard.append(text)
         if aloud:
             print(text, end="", flush=True)
+
+
+def added_up(texts):
+    """Outcome → number, over the closing lines of pytest's outputs; the end of a process may say more after it."""
+    counts = Counter()
+    for text in texts:
+        for line in [line for line in text.splitlines() if CLOSING.search(line)][-1:]:
+            counts.update({word: int(number) for number, word in re.findall(r"(\d+) (\w+)(?=,| in )", line)})
+    return counts
 
 
 def main():
@@ -46,12 +57,8 @@ def main():
         codes = [process.wait() for process in processes]
     texts = ["".join(output) for output in outputs]
     print("".join(texts[1:]), end="")
-    counts = Counter()
-    for text in texts:
-        last = text.rstrip().rpartition("\n")[2]
-        counts.update({word: int(number) for number, word in re.findall(r"(\d+) (\w+)(?=,| in )", last)})
     seconds = time.perf_counter() - start
-    print(", ".join(f"{number} {word}" for word, number in counts.items()), f"in {seconds:.2f}s")
+    print(", ".join(f"{number} {word}" for word, number in added_up(texts).items()), f"in {seconds:.2f}s")
     return max((code for code in codes if code != 5), default=5)
 
 
