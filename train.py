@@ -4,8 +4,7 @@
     python train.py --data prefs.jsonl --init gpt2/         start from a model directory
     torchrun --nproc_per_node=8 train.py --data …           on eight devices
 
-Read downwards: the models; one stage of training, with its loss, its step and its loop; then the stages of a run.
-`python train.py --help` lists the flags, of dpo_min/run/train_flags.py.
+Read downwards: the models; one stage of training: its loss, step and loop; the stages of a run. --help lists flags.
 """
 
 from dpo_min.run.start import JOB  # the first import: flags and rows are checked there before PyTorch is loaded
@@ -40,7 +39,7 @@ from dpo_min.system.program import beside, guard, mistakes
 
 
 def build_models(flags, tokenizer):
-    """(policy, reference); the reference is None where the loss has none, and where it has yet to be fitted."""
+    """(policy, reference), which may be one model; no reference where the loss has none or it has yet to be fitted."""
     if flags.init:
         return load_models(flags)
     sizes = GPTConfig(tokenizer.vocab_size, flags.block_size, flags.n_layer, flags.n_head, flags.n_embd)
@@ -51,9 +50,10 @@ class Stage:
     """One fit of a policy. DPO is a stage, and so is the supervised fit (SFT) before it, which compares nothing."""
 
     def __init__(self, flags, policy, reference, directory):
-        """The reference is None where the loss has none; with LoRA it is the policy, asked with its adapters off."""
+        """The reference is None where the loss has none, and may be the policy: as it begins, or its adapters off."""
         self.flags, self.policy, self.reference, self.directory = flags, policy, reference, directory
-        self.sft, self.criterion, self.stored, self.kl = flags.loss_type == "sft", criterion_of(flags), None, None
+        self.sft, self.criterion = flags.loss_type == "sft", criterion_of(flags)
+        self.stored, self.kl = None, None  # log π_ref of all pairs, once stored; what estimates the KL, under --max-kl
         self.taken, self.overflows = 0, 0  # steps so far, and those of them that float16's scaler skipped
         self.device, dtype = choose_device(flags.device, flags.dtype)
         self.autocast = torch.autocast(self.device, dtype, enabled=dtype != torch.float32)
@@ -61,13 +61,13 @@ class Stage:
         policy.checkpoint_activations = flags.checkpoint_activations
         if reference and reference is not policy:
             reference.requires_grad_(False)
-        lora.hold(policy, dtype)
+        lora.narrow_frozen(policy, dtype)
         for model in {policy, reference} - {None}:
             model.to(self.device)
             if flags.compile:
                 model.compile(dynamic=True)
-        self.logps = distributed.wrap(policy, flags.shard)  # before the optimizer: FSDP makes new parameters
-        self.asked = self.logps if reference is policy else distributed.Logps(reference)  # what is asked for log π_ref
+        self.score = distributed.wrap(policy, flags.shard)  # before the optimizer: FSDP makes new parameters
+        self.score_ref = self.score if reference is policy else distributed.Logps(reference)
         self.trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(flags.optimizer, policy, flags.learning_rate, flags.weight_decay)
         self.parts = {"policy": policy, "optimizer": self.optimizer, "scaler": self.scaler}  # of a checkpoint
@@ -76,21 +76,21 @@ class Stage:
     def store_reference(self, pairs, held_out, directory, fingerprint):
         """Score every pair that this run will see with the reference, once; then free its memory, if it has its own."""
         flags, size, reduce = self.flags, self.flags.micro_batch_size, self.criterion.reduce
-        steps = islice(batches(pairs, flags.batch_size, flags.seed), min(count_steps(flags, pairs)))
-        groups = (group for step in chain(steps, [held_out]) for group, *_ in distributed.micro_batches(step, size))
-        with lora.reference(self.reference):
+        epoch = islice(batches(pairs, flags.batch_size, flags.seed), min(count_steps(flags, pairs)))  # or a shorter run
+        groups = (group for step in chain(epoch, [held_out]) for group, *_ in distributed.micro_batches(step, size))
+        with lora.adapters_off(self.reference):
             self.stored = ReferenceLogps(directory, settings_of(flags, fingerprint, self.device, reduce))
-            self.stored.fill(self.asked, groups, self.device, self.autocast, len(pairs) + len(held_out), reduce)
-        self.reference = self.asked = None
+            self.stored.fill(self.score_ref, groups, self.device, self.autocast, len(pairs) + len(held_out), reduce)
+        self.reference = self.score_ref = None
 
     def reference_logps(self, pairs, batch, like):
         """Log π_ref of both answers of every pair, (B,) twice: stored, or asked of the model now; 0 without one."""
-        if not self.criterion.reference:
+        if not self.flags.has_reference:
             return torch.zeros_like(like), torch.zeros_like(like)
         if self.stored:
             return self.stored.look_up(pairs, like, self.criterion.reduce)
-        with torch.no_grad(), lora.reference(self.reference):
-            return self.asked(batch, self.criterion.reduce).chunk(2)
+        with torch.no_grad(), lora.adapters_off(self.reference):
+            return self.score_ref(batch, self.criterion.reduce).chunk(2)
 
     def loss(self, pairs, batch, denominator):
         """The share of these pairs in the loss of a step, a scalar, and their metrics: name → (B,).
@@ -98,12 +98,12 @@ class Stage:
         `denominator` counts the pairs of the whole step (for sft its scored tokens), so that the shares
         of micro-batches of any sizes add up to the loss of the full batch.
         """
-        if self.criterion.loss:  # of sft, ranked lists, single thumbs
+        if self.criterion.loss:  # sft, ranked lists, thumbs: run/answers.py
             return self.criterion.loss(self, pairs, batch, denominator)
-        policy_logps = self.logps(batch, self.criterion.reduce).chunk(2)  # chosen and rejected, (B,) each
+        policy_logps = self.score(batch, self.criterion.reduce).chunk(2)  # chosen and rejected, (B,) each
         reference_logps = self.reference_logps(pairs, batch, policy_logps[0])
         a, b = log_ratios(*policy_logps, *reference_logps)  # (B,) each; a − b is the margin h
-        losses = self.criterion.value(a, b, policy_logps, pairs, batch, self.logps)  # (B,)
+        losses = self.criterion.value(a, b, policy_logps, pairs, batch, self.score)  # (B,)
         return losses.sum() / denominator, preference_metrics(policy_logps, reference_logps, self.flags.beta)
 
     def packed(self, pairs):
@@ -115,13 +115,13 @@ class Stage:
         """`loss` of one micro-batch, with the names of its rows; its metrics are added to `totals`."""
         with self.autocast:
             loss, metrics = self.loss(micro, batch.to(self.device), denominator)
-        if weight:
-            totals.add(metrics, loss * denominator)
-            self.criterion.see(metrics)
+        if weight:  # 0: another process has these pairs, and counts them
+            totals.add(metrics | {"loss": loss * denominator})  # a sum again, as the metrics are
+            self.criterion.after_batch(metrics)
         return loss, ", ".join(pair.source for pair in micro)
 
-    def denominator(self, pairs, totals):
-        """What the loss of a step is a mean over: its pairs, or for sft its scored tokens. `totals` counts them."""
+    def count_step(self, pairs, totals):
+        """Count a step in `totals`; returns what its loss is a mean over: its pairs, or for sft its scored tokens."""
         number = sum(len(pair.chosen_ids) for pair in pairs) if self.sft else len(pairs)
         totals.count(pairs, number, chosen_only=self.sft)
         return number
@@ -129,10 +129,10 @@ class Stage:
     def step(self, pairs, packed, totals):
         """One optimiser step; returns the gradient's norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
-        denominator, losses = self.denominator(pairs, totals), []
-        self.criterion.prepare(self, pairs)
+        denominator, losses = self.count_step(pairs, totals), []
+        self.criterion.before_step(self, pairs)
         for micro, batch, weight, last in packed:
-            with distributed.sync(self.logps, last):
+            with distributed.sync(self.score, last):
                 loss, sources = self.share(micro, batch, weight, denominator, totals)
                 self.scaler.scale(loss * weight).backward()  # these add up; `weight` undoes DDP's mean
             losses.append((loss.detach(), sources))
@@ -140,7 +140,7 @@ class Stage:
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.flags.max_grad_norm)
         norm, overflow = check_step(norm, self.trained, losses, pairs, self.scaler)
         self.overflows += overflow
-        self.criterion.settle()
+        self.criterion.after_step()
         self.scaler.step(self.optimizer)  # does nothing where float16 overflowed
         self.scaler.update()
         return norm
@@ -148,16 +148,16 @@ class Stage:
     def evaluate(self, held_out, log):
         """Write the metrics of the held-out pairs; returns their loss."""
         totals = Totals()
-        denominator = self.denominator(held_out, totals)
-        self.criterion.prepare(self, held_out)
+        denominator = self.count_step(held_out, totals)
+        self.criterion.before_step(self, held_out)
         with torch.no_grad():
-            check_losses([self.share(*micro, denominator, totals) for *micro, _ in self.packed(held_out)])
+            check_losses([self.share(*packed, denominator, totals) for *packed, last in self.packed(held_out)])
             with self.autocast:
                 kl = {"kl": self.kl()} if self.kl else {}
         return log.write("eval", self.taken, totals, **kl)["loss"]
 
     def begin(self):
-        """(sums of the metrics so far, splits whose last line only closed a shorter run): of a checkpoint, or fresh."""
+        """Take up the newest checkpoint, or begin; returns its (sums of metrics not yet logged, `Calendar.closing`)."""
         state = self.flags.resume and load_checkpoint(self.directory, self.parts)
         state = state or {"step": 0, "best": float("inf"), "totals": {}, "closing": [], "overflows": 0}
         self.taken, self.overflows = state["step"], state["overflows"]
@@ -171,8 +171,8 @@ class Stage:
         totals, closing = self.begin()
         log = Log(self.directory, label, steps, epoch_steps, self.taken, closing, Watch(flags).look)
         due = Calendar(steps, flags.log_every, flags.eval_every, flags.save_every)
-        order = islice(batches(pairs, flags.batch_size, flags.seed), self.taken, steps)
-        ready = ahead(lambda chunk: (chunk, list(self.packed(chunk))), order)  # the next step's, while this one runs
+        chunks = islice(batches(pairs, flags.batch_size, flags.seed), self.taken, steps)  # the pairs of each step
+        ready = ahead(lambda chunk: (chunk, list(self.packed(chunk))), chunks)  # the next step's, while this one runs
         with named_step(self), Interrupt() as interrupt:
             if held_out and self.taken == 0:
                 self.evaluate(held_out, log)
@@ -182,15 +182,17 @@ class Stage:
                 norm = self.step(chunk, packed, totals)
                 if flags.reference_refresh and self.taken % flags.reference_refresh == 0:
                     follow(self.reference, self.policy, flags.reference_alpha)
-                closing, best = due.closing(self.taken), self.best
-                kept = totals.settle() if "train" in closing else totals
+                closing, best = due.closing(self.taken), self.best  # a longer run takes back what only ends this one,
+                kept = totals.settle() if "train" in closing else totals  # and goes on from these
                 if due.logs(self.taken):
                     more = {"overflows": self.overflows} if self.scaler.is_enabled() else {}
                     log.write("train", self.taken, totals, grad_norm=norm, learning_rate=rate, **more)
                 log.tick(self.taken)
-                if held_out and due.evaluates(self.taken) and (loss := self.evaluate(held_out, log)) < self.best:
-                    self.best = loss
-                    save_best()
+                if held_out and due.evaluates(self.taken):
+                    loss = self.evaluate(held_out, log)
+                    if loss < self.best:
+                        self.best = loss
+                        save_best()
                 stopping = distributed.any_of(interrupt.requested)
                 if due.saves(self.taken) or stopping:
                     best = best if "eval" in closing else self.best
@@ -204,28 +206,26 @@ class Stage:
 
 def first_fit(job, policy):
     """Imitate before preferring: fit the policy to chosen answers, in reference/. Returns whether it was finished."""
-    directory, finished = job.flags.out / "reference", True
-    if (directory / "config.json").exists():
+    place, finished = job.flags.out / "reference", True
+    if (place / "config.json").exists():  # which is written last
         return True
     if not job.flags.adapter:  # with --adapter that fit was made before: base and adapter are merged here
-        stage = Stage(first_fit_flags(job.flags), policy, None, directory)
+        stage = Stage(first_fit_flags(job.flags), policy, None, place)
         finished = stage.fit(job.sft_pairs, job.held_out, "first fit")
     if finished:
-        save_model_directory(policy, job.tokenizer, directory)
+        save_model_directory(policy, job.tokenizer, place)
     return finished
 
 
-def preference_fit(job, policy, reference, fingerprint):
+def main_fit(job, stage, fingerprint):
     """The stage that the run is for; saves its model. Returns whether it was finished."""
     flags, held_out = job.flags, job.held_out
-    stage = Stage(flags, policy, reference, flags.out)
     if flags.max_kl:
-        stage.kl = functools.partial(sampled_kl, policy, reference, held_out, job.tokenizer, flags.seed)
-    stage.criterion.know(job.pairs)
+        stage.kl = functools.partial(sampled_kl, stage.policy, stage.reference, held_out, job.tokenizer, flags.seed)
+    stage.criterion.before_run(job.pairs)
     if flags.stores_reference:
-        del reference  # the stage frees it once its log-probabilities are stored
         stage.store_reference(job.pairs, held_out, flags.cache, fingerprint)
-    save = functools.partial(save_outcome, policy, job.tokenizer, flags)
+    save = functools.partial(save_outcome, stage.policy, job.tokenizer, flags)
     finished = stage.fit(job.pairs, held_out, flags.loss_type, lambda: save("best"))
     with beside(draw_curves, flags.out):  # takes a second
         save("model")
@@ -235,8 +235,8 @@ def preference_fit(job, policy, reference, fingerprint):
 def train(job):
     """The run; returns the exit code."""
     flags, finished = job.flags, True
-    keep_heap()
-    with mistakes():
+    keep_heap()  # what glibc frees serves the next step
+    with mistakes():  # a ValueError in here is the user's: one line, and the end
         device, _ = choose_device(flags.device, flags.dtype)
     with distributed.joined(device):
         with mistakes():
@@ -249,7 +249,9 @@ def train(job):
                 with mistakes():
                     policy, reference = load_models(flags, flags.out / "reference")
                     identity["reference_sha256"] = note_reference(flags.out, policy)
-            finished = finished and preference_fit(job, policy, reference, identity.get("reference_sha256"))
+            if finished:
+                stage, reference = Stage(flags, policy, reference, flags.out), None  # so that the stage can free it
+                finished = main_fit(job, stage, identity.get("reference_sha256"))
     print(f"done: {flags.outcome}" if finished else f"stopped and saved in {flags.out}: --resume goes on")
     return 0 if finished else 130
 

@@ -52,7 +52,7 @@ def token_logprobs(hidden, head, targets, elements=2**24):
     """Log softmax(hidden · headᵀ)[target] of each row, (S,) float32 at least: the fast form, which keeps no logits.
 
     It holds at most `elements` logits at a time, a slice of the vocabulary for all rows, in value and gradient
-    equal to the definition's. Under autocast the two products are in its dtype and the rest in float32.
+    equal to the definition's. Under autocast the products of matrices are in its dtype, the rest in float32.
 
     Args: hidden (S, C), the states that predict; head (V, C); targets (S,) token ids.
     """
@@ -81,13 +81,13 @@ class TokenLogprobs(torch.autograd.Function):
         """Slice by slice, the sum so far and the target's score where the slice has it."""
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         log_sum = hidden.new_full(targets.shape, -torch.inf, dtype=dtype)  # (S,)
-        z_target, here = torch.zeros_like(log_sum), targets
+        z_target, here = torch.zeros_like(log_sum), targets  # `here`: counted from the slice's first token
         for part in head.split(width):
             z = (hidden @ part.T).to(dtype)  # (S, width)
             log_sum = torch.logaddexp(log_sum, z.logsumexp(dim=-1))
             place, inside = locate(here, part)
             z_target = torch.where(inside, z.gather(1, place).squeeze(1), z_target)
-            here = here - len(part)  # counted from the next slice's first token
+            here = here - len(part)
         ctx.save_for_backward(hidden, head, targets, log_sum)
         ctx.width = width
         return z_target - log_sum
@@ -96,18 +96,19 @@ class TokenLogprobs(torch.autograd.Function):
     def backward(ctx, gradient):
         """Gradients of hidden, and of a head that is trained; the softmax is made again, and never stored."""
         hidden, head, here, log_sum = ctx.saved_tensors
-        d_head = torch.empty_like(head) if ctx.needs_input_grad[1] else head
+        trained = ctx.needs_input_grad[1]
+        d_head = torch.empty_like(head) if trained else head  # of a frozen head it is only split, not written
         d_hidden = torch.zeros_like(hidden, dtype=log_sum.dtype)
         for part, d_part in zip(head.split(ctx.width), d_head.split(ctx.width), strict=True):
             z = (hidden @ part.T).to(log_sum.dtype)  # (S, width)
-            d_z = z.sub_(log_sum[:, None]).exp_().mul_(-gradient[:, None])  # −softmax
+            d_z = z.sub_(log_sum[:, None]).exp_().mul_(-gradient[:, None])  # −gradient · softmax
             place, inside = locate(here, part)
             d_z = d_z.scatter_add_(1, place, torch.where(inside, gradient, 0.0)[:, None]).to(hidden.dtype)
             d_hidden += d_z @ part
-            if d_head is not head:
+            if trained:
                 torch.mm(d_z.T, hidden, out=d_part)
             here = here - len(part)
-        return d_hidden.to(hidden.dtype), None if d_head is head else d_head, None, None
+        return d_hidden.to(hidden.dtype), d_head if trained else None, None, None
 
 
 def locate(targets, part):

@@ -5,7 +5,7 @@ from dpo_min.ratio_losses import RATIO_LOSSES, RatioLoss
 
 LOSSES = MARGIN_LOSSES | RATIO_LOSSES
 
-# −log π(y_w) / |y_w|, below it its slopes
+# −log π(y_w) / |y_w|: the mean over each pair's tokens (of `sft_loss`: over those of a step); below it its slopes
 SFT = RatioLoss(
     lambda a, b, beta, policy_chosen_logps, chosen_lengths: -policy_chosen_logps / chosen_lengths,
     lambda a, b, beta, policy_chosen_logps, chosen_lengths: (-1 / chosen_lengths, 0 * b),
@@ -29,14 +29,15 @@ class Mixture:
         reads = {(row.reference, row.reduce) for row, _ in self.parts if row is not SFT}
         if len(reads) != 1:
             raise ValueError(f"{', '.join(weights)}: the parts of a mix must read the same log-probabilities of a pair")
-        ((self.reference, self.reduce),) = reads
+        self.reference, self.reduce = reads.pop()
 
     def value(self, a, b, beta, **more):
         """The weighted sum, (B,), for log-ratios a and b (B,); each part takes of `more` what it knows."""
         total = 0
         for row, weight in self.parts:
             mine = {name: more[name] for name in row.arguments.keys() & more}
-            total = total + weight * row.value(*((a - b,) if isinstance(row, Loss) else (a, b)), beta, **mine)
+            ratios = (a - b,) if isinstance(row, Loss) else (a, b)
+            total = total + weight * row.value(*ratios, beta, **mine)
         return total
 
 

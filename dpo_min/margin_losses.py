@@ -30,7 +30,7 @@ class Loss:
     about: str
     smoothing: float | None = None
     noise_free: bool = True  # whether it is defined at ε = 0
-    reference, reduce = True, None  # no field: the same in every row, as ratio_losses.py explains them
+    reference, reduce = True, None  # of every row, so no fields: π_ref is there; --reduce says how log π is added up
 
     @property
     def arguments(self):
@@ -48,17 +48,18 @@ class Loss:
     def check(self, beta, label_smoothing=None):
         """Return ε. Raises ValueError for a β or an ε out of range, or an ε that would have no effect."""
         check_beta(beta)
-        if label_smoothing is None or (self.smoothing is None and label_smoothing == 0):
-            return self.smoothing
-        if self.smoothing is None:
+        if self.smoothing is None and label_smoothing:  # 0 is what every loss without an ε has
             raise ValueError(f"label_smoothing ({label_smoothing}) has no effect under this loss: leave it out")
+        if self.smoothing is None or label_smoothing is None:
+            return self.smoothing
         if not 0 <= label_smoothing < 0.5 or (label_smoothing == 0 and not self.noise_free):
             least = "at least 0" if self.noise_free else "above 0"
             raise ValueError(f"label_smoothing must be {least} and below 0.5, got {label_smoothing}")
         return label_smoothing
 
 
-# s[log s − log(1−ε)] + (1−s)[log(1−s) − log ε] = KL(Bernoulli(s) ‖ Bernoulli(1−ε)), below it βs(1−s)(x − logit(1−ε))
+# s[log s − log(1−ε)] + (1−s)[log(1−s) − log ε] = KL(Bernoulli(s) ‖ Bernoulli(1−ε)); ∂/∂s is x − logit(1−ε), because
+# x = logit(s) = log(s/(1−s)), and ds/dh = βs(1−s): below it their product
 def exo_pair(h, beta, e):
     """ℓ(h) of EXO on one pair: h (B,) in nats → (B,)."""
     right, wrong = logsigmoid(beta * h), logsigmoid(-beta * h)

@@ -7,8 +7,8 @@ def preference_metrics(policy_logps, reference_logps, beta):
     """The implicit rewards of each pair, under the names that the field logs them by.
 
     Args: two pairs (chosen, rejected) of log-probabilities, each (B,); β > 0.
-    Returns: name → (B,). A reward is β (log π − log π_ref), the very number inside the loss.
-        A tie counts one half in the accuracy.
+    Returns: name → (B,). A reward is β (log π − log π_ref), the very number inside the loss, pair by pair: here B
+        stands where `implicit_reward` has completions. A tie counts one half in the accuracy.
     """
     chosen, rejected = (implicit_reward(p, r, beta) for p, r in zip(policy_logps, reference_logps, strict=True))
     return {

@@ -6,8 +6,8 @@ the model that we start from. The distance that a policy π has drifted from it 
 
     KL(π ‖ π_ref) = Σ_y π(y) log(π(y)/π_ref(y)),     which is ≥ 0, and 0 only where π = π_ref
 
-(because log t ≤ t − 1, equal only at t = 1). Its price is β > 0 per nat: low β follows the reward, high β stays near
-the reference.
+(log t ≤ t − 1, equal only at t = 1; with t = π_ref/π that is −KL = Σ_y π log t ≤ Σ_y (π_ref − π) ≤ 0, over π > 0). Its
+price is β > 0 per nat: low β follows the reward, high β stays near the reference.
 
     maximise   J(π) = E_{y∼π}[r(y)] − β KL(π ‖ π_ref) = Σ_y π(y) [r(y) − β log(π(y)/π_ref(y))]     (Eq. 3)
 
@@ -24,12 +24,13 @@ A KL is least, namely 0, where its two sides are equal. So the optimum is π = �
 
     J(π) = β log Z − β KL(π ‖ π_r),     max J = J(π_r) = β log Z
 
-Z has one term per completion, far too many to add up for a real model. But read backwards, for r instead of π_r,
+Z has one term per completion, far too many to add up for a real model. But take the logarithm of Eq. 4 and solve for r:
 
-    r(y) = β log(π_r(y)/π_ref(y)) + β log Z     (Eq. 5),
+    r(y) = β log(π_r(y)/π_ref(y)) + β log Z     (Eq. 5)
 
-the optimum says what it is the optimum of: every policy is the best one for some reward, known up to a constant
-of the prompt. Preferences compare two answers to one prompt, so that constant cancels: preference.py goes on there.
+The optimum says which reward it is the optimum of, up to a constant of the prompt. And every policy π is an optimum:
+for r = β log(π/π_ref), Z = Σ_y π(y) = 1 and so π_r = π. Preferences compare two answers to one prompt, and the constant
+cancels: preference.py goes on there.
 
 Equations are those of DPO, arXiv:2305.18290 (the derivation is its Appendix A.1). Tensors hold natural logarithms
 of probabilities; the last axis is the completions Y, the axes before it are prompts and broadcast.
@@ -48,7 +49,7 @@ def expectation(log_p, f):
     """
     check_completions("expectation", log_p=log_p, f=f)
     p = log_p.exp()  # (..., Y)
-    p = p.clamp(min=torch.finfo(p.dtype).tiny)  # e^−1000 is 0 as a float, yet p · ∞ = ∞
+    p = p.clamp(min=torch.finfo(p.dtype).tiny)  # e^−1000 is rounded to 0, and 0 · ∞ is NaN: it is to be ∞
     return torch.where(log_p == -inf, 0.0, p * f).sum(dim=-1)
 
 
@@ -88,7 +89,7 @@ def optimal_policy(log_ref, reward, beta):
     """Log π_r (..., Y), the maximiser of J; arguments and errors as for `log_partition`."""
     check_beta(beta)
     check_completions("optimal_policy", log_ref=log_ref, reward=reward)
-    return (log_ref + reward / beta).log_softmax(dim=-1)  # − log Z
+    return (log_ref + reward / beta).log_softmax(dim=-1)  # z − logsumexp(z): the latter is log Z
 
 
 # Eq. 5:  r(y) = β log(π(y)/π_ref(y)) + β log Z, here without the constant β log Z

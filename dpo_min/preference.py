@@ -7,7 +7,11 @@ in proportion to its strength; dividing above and below by p_w turns that into t
 
 Only the difference counts, so adding any f(x) to both rewards changes nothing. The reward for which a policy π
 is optimal is r(x, y) = β log(π(y|x)/π_ref(y|x)) + β log Z(x) (objective.py), and β log Z(x) is such an f(x):
-it cancels, and β times the `margin` below is all that is left (DPO, arXiv:2305.18290, Eq. 6).
+it cancels, and of r_w − r_l only β times the `margin` h below is left. So a policy says how likely a label is:
+
+    P(y_w ≻ y_l | x) = σ(βh)     (DPO, arXiv:2305.18290, Eq. 6)
+
+Training makes the labels that people gave as likely as possible: the loss of a pair is −log σ(βh) (Eq. 7).
 """
 
 import torch
@@ -42,7 +46,7 @@ def log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logp
 def margin(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps):
     """The margin h = a − b (DPO, Eq. 7, inside σ, without β): (B,); arguments and errors as for `log_ratios`.
 
-    The order of the subtractions matters: a policy equal to its reference gives exactly zero.
+    Each side is compared with its reference first, so where the two policies are equal h is exactly zero, not rounded.
     """
     a, b = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     return a - b

@@ -2,7 +2,7 @@
 
 a = log π(y_w) − log π_ref(y_w), b the same for y_l, h = a − b. Rows with `reference=False` have no reference: there
 a and b are log π(y_w) and log π(y_l) themselves, per token where `reduce="mean"`. Arguments without a default are facts
-of the pair, (B,); those with one are parameters, and each is a flag: `--loss-alpha`. A new row is a new loss.
+of the pair, (B,), or of the run: `shift`. Those with one are parameters, each a flag: `--loss-alpha`. A row is a loss.
 
 Which of them see Z(x)? The reward is r = βa + β log Z(x). In a function of h the last term cancels. Where a and b enter
 apart, adding f(x) to both moves the optimum: `nca`, `bco`, `sppo`, `apo_zero`, `apo_down`, `dpop`, `orpo` and the three
@@ -34,21 +34,21 @@ class RatioLoss:
     source: str
     about: str
     reference: bool = True  # whether there is one
-    reduce: str | float | None = None  # how log π is added up: "mean", or a weight of tokens past the shorter answer's
+    reduce: str | float | None = None  # of tokens: "mean"; a weight of those past the shorter length; None: as --reduce
 
     def value(self, a, b, beta, **more):
         """ℓ(a, b), elementwise: a, b and each fact (B,), β > 0, parameters ≥ 0. Raises as `check` says."""
         return self.formula(a, b, beta, **self.check(beta, more))
 
     def slopes(self, a, b, beta, **more):
-        """(∂ℓ/∂a, ∂ℓ/∂b), (B,) each, where log π(y_w) moves with a; arguments and errors as for `value`."""
+        """(∂ℓ/∂a, ∂ℓ/∂b), (B,) each; a fact that is log π(y_w) moves with a. Arguments and errors as for `value`."""
         return self.derivatives(a, b, beta, **self.check(beta, more))
 
     @property
     def arguments(self):
         """What the row takes after a, b and β: name → default of a parameter, or None of a fact that it needs."""
-        names = list(inspect.signature(self.formula).parameters.values())[3:]
-        return {name.name: None if name.default is name.empty else name.default for name in names}
+        taken = list(inspect.signature(self.formula).parameters.values())[3:]
+        return {one.name: None if one.default is one.empty else one.default for one in taken}
 
     def check(self, beta, more):
         """Return `more`. Raises ValueError for a number out of range, a name without effect, a fact that is missing."""
@@ -71,7 +71,7 @@ def margin_slopes(x, beta):
     return -beta * sigmoid(-x), beta * sigmoid(-x)
 
 
-# log(p/(1−p)) of p = e^a, below it its slope 1/(1−p); a certain answer has the odds of rounding, not infinite ones
+# log(p/(1−p)) = a − log(1 − e^a) of p = e^a, below it its slope 1/(1−p); a is kept off 0, where p = 1 has infinite odds
 def log_odds(a):
     """The log-odds of an answer whose log-probability per token is a: (B,) ≤ 0 → (B,)."""
     a = a.clamp(max=-finfo(a.dtype).eps)
@@ -84,7 +84,8 @@ def log_odds_slope(a):
     return (a <= certain) / -expm1(a.clamp(max=certain))
 
 
-# f′(u) less a constant, of u = e^a = π/π_ref and f the α-divergence: (1 − u^−α)/α, which is a at α = 0; below it u^−α
+# With an f-divergence for the KL the implicit reward is βf′(u) + c(x), u = π/π_ref = e^a; for the KL f′(u) is a + 1.
+# Here f is the α-divergence: f′(u) less a constant is (1 − u^−α)/α, which is a at α = 0; below it its slope by a, u^−α
 STEEPEST = 30.0  # from e^30 on the exponential is continued by its tangent
 NONE = 1e-9  # an α that is no longer told from 0
 

@@ -41,8 +41,9 @@ def held(kind, sizes, published, rank=None):
     """What a fit holds from step to step under bfloat16's autocast, with AdamW: name → bytes, and the trained numbers.
 
     Weights, gradients and AdamW's two moments are float32. With a rank the matrices of the blocks are frozen, and held
-    in bfloat16 if they were published so (`lora.hold`). From a matrix in float32 autocast makes a copy in bfloat16,
-    which stays from its forward to its backward; what reads frozen embeddings lets it go earlier, and is counted too.
+    in bfloat16 if they were published so (`lora.narrow_frozen`). From a matrix in float32 autocast makes a copy in
+    bfloat16, which stays from its forward to its backward; what reads frozen embeddings lets it go earlier, and is
+    counted too.
     """
     shapes = shapes_of(kind, sizes)
     matrices = sum(C * D for D, C in shapes)

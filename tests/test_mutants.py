@@ -374,19 +374,19 @@ MUTANTS = {
     ),
     "the first token unscored": (
         "data/batch",
-        "(x - 1, *range(first, end - 1))",
-        "(x, *range(first, end - 1))",
+        "(start - 1, *range(first, end - 1))",
+        "(start, *range(first, end - 1))",
         PACKED,
     ),
     "predicted by the token itself": (
         "data/batch",
-        "(x - 1, *range(first, end - 1))",
+        "(start - 1, *range(first, end - 1))",
         "(first, *range(first + 1, end))",
         PACKED,
     ),
     "the rejected answer predicted by the chosen one": (
         "data/batch",
-        "for place in (x - 1,",
+        "for place in (start - 1,",
         "for place in (first - 1,",
         PACKED,
     ),
@@ -398,7 +398,12 @@ MUTANTS = {
     ),
     "the answers see each other": ("data/batch", "(query == key) | (key == PROMPT)", "(query >= key)", PACKED),
     "the prompt unseen": ("data/batch", "(query == key) | (key == PROMPT)", "(query == key)", PACKED),
-    "positions that run on": ("data/batch", "torch.arange(x, x + len(ids))", "torch.arange(first, end)", PACKED),
+    "positions that run on": (
+        "data/batch",
+        "torch.arange(start, start + len(ids))",
+        "torch.arange(first, end)",
+        PACKED,
+    ),
     "the mean over all tokens of the batch": (
         "data/batch",
         "total / lengths",
@@ -496,14 +501,14 @@ MUTANTS = {
     # The step
     "the reference trained too": (
         "train",
-        "with torch.no_grad(), lora.reference(self.reference):\n",
+        "with torch.no_grad(), lora.adapters_off(self.reference):\n",
         "with torch.enable_grad():\n            self.reference.requires_grad_()\n",
         MOVES,
     ),
     "the policy as its own reference": (
         "train",
-        "self.asked(batch",
-        "self.logps(batch",
+        "self.score_ref(batch",
+        "self.score(batch",
         MOVES,
     ),
     "the optimiser given the reference": (
@@ -520,8 +525,8 @@ MUTANTS = {
     ),
     "the logged loss divided twice": (
         "train",
-        "totals.add(metrics, loss * denominator)",
-        "totals.add(metrics, loss)",
+        '{"loss": loss * denominator}',
+        '{"loss": loss}',
         TRAIN + "step_0_has_no_reward_yet_a_gradient[float32]",
     ),
     # Labels

@@ -133,7 +133,7 @@ def test_one_step_moves_the_policy_and_not_the_reference(prefs, init, tmp_path):
     assert all(p.grad is None for p in stage.reference.parameters())
     assert not equal(before, stage.policy.state_dict())
     totals = log.Totals()
-    denominator = stage.denominator(pairs, totals)
+    denominator = stage.count_step(pairs, totals)
     for *micro, _ in stage.packed(pairs):
         stage.share(*micro, denominator, totals)
     assert totals.means()["loss"] < LOG_2
@@ -166,7 +166,7 @@ def gradients(argv, pairs, micro_batch_size):
     policy.load_state_dict({name: tensor + 0.1 for name, tensor in NARROW.state_dict().items()})
     stage = train.Stage(config, policy, None if config.loss_type == "sft" else reference, None)
     totals = log.Totals()
-    denominator = stage.denominator(pairs, totals)
+    denominator = stage.count_step(pairs, totals)
     for *micro, _ in stage.packed(pairs):
         stage.share(*micro, denominator, totals)[0].backward()
     totals.settle()

@@ -8,7 +8,7 @@ import torch
 
 from dpo_min.logprob import token_logprobs
 
-PADDING, PROMPT, CHOSEN = range(-1, 2)  # and the other answers count on from there
+PADDING, PROMPT, CHOSEN = -1, 0, 1  # the second answer is CHOSEN + 1, and so on
 WINDOW = 128  # pairs that are sorted by length together: on real dialogues padding is then below 10 %
 SHARE = 8  # and no more than an eighth of the data, or every epoch would have the same pairs in a step
 
@@ -31,7 +31,7 @@ class Batch:
     segments: torch.Tensor | None  # (B, T) PADDING, PROMPT, or CHOSEN + k; None where every row has one answer
     predictors: torch.Tensor  # (S,) index into the B·T places: the one before each scored token
     targets: torch.Tensor  # (S,) the scored tokens
-    lengths: torch.Tensor  # (2B,), or of all answers, scored tokens: chosen, then rejected; stays on the CPU
+    lengths: torch.Tensor  # (2B,) how many tokens each answer has: all first answers, then all second ones; on the CPU
 
     @property
     def mask(self):
@@ -71,16 +71,16 @@ def pack(rows, chosen_only=False):
     B, T, K = len(parts), max(sum(map(len, part)) for part in parts), max(map(len, parts)) - 1
     tokens, positions = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long)
     segments = torch.full((B, T), PADDING, dtype=torch.int8)
-    predictors, targets, lengths = ([[] for _ in range(K)] for _ in range(3))
+    predictors, targets, lengths = ([[] for _ in range(K)] for _ in range(3))  # a list for all k-th answers, each
     for i, (prompt, *answers) in enumerate(parts):
-        x = first = len(prompt)
-        tokens[i, :x], positions[i, :x], segments[i, :x] = torch.tensor(prompt), torch.arange(x), PROMPT
+        start = first = len(prompt)  # where answers begin: by their positions, and in the row
+        tokens[i, :start], positions[i, :start], segments[i, :start] = torch.tensor(prompt), torch.arange(start), PROMPT
         for k, ids in enumerate(answers):
             end = first + len(ids)
             tokens[i, first:end], segments[i, first:end] = torch.tensor(ids, dtype=torch.long), CHOSEN + k
-            positions[i, first:end] = torch.arange(x, x + len(ids))
+            positions[i, first:end] = torch.arange(start, start + len(ids))
             if ids:  # the prompt's last token predicts the first of every answer
-                predictors[k].extend(i * T + place for place in (x - 1, *range(first, end - 1)))
+                predictors[k].extend(i * T + place for place in (start - 1, *range(first, end - 1)))
                 targets[k].extend(ids)  # the whole answer, its end-of-text too
             lengths[k].append(len(ids))
             first = end
@@ -96,7 +96,7 @@ def log_collisions(hidden, head, rows=64):
 
 
 def batch_token_logps(model, batch, aligned=False):
-    """Log-probabilities of the scored tokens, (T,) for every completion: chosen, then rejected. The whole path.
+    """Log π of each scored token, a tensor for every completion, chosen, then rejected: from ids through the model.
 
     Only scored positions meet the vocabulary. With `aligned`, log Σ_v π(v)² is subtracted from each, as WPO does. A CPU
     leaves padding out. Compiled code does not, as every shape would be compiled, nor does a GPU: it was not measured.
@@ -112,7 +112,7 @@ def batch_token_logps(model, batch, aligned=False):
 
 
 def batch_logps(model, batch, reduce="sum"):
-    """Log π(y|x) of every completion, (2B,): chosen, then rejected; or (B,).
+    """Log π(y|x) of every completion, (2B,): all chosen, then all rejected; where rows have one answer, (B,).
 
     "sum" and "mean" are `sequence_logprobs`'s on padded rows. "aligned" is the mean of WPO's aligned tokens. A number
     is LD-DPO's α (arXiv:2409.06411): tokens past the length of the pair's shorter completion count that much.
@@ -132,13 +132,14 @@ def batches(pairs, batch_size, seed):
     are shuffled again.
     """
     generator = torch.Generator().manual_seed(seed)
+    # Pairs in a file know all their lengths without being read.
     lengths = pairs.num_tokens if hasattr(pairs, "num_tokens") else [pair.num_tokens for pair in pairs]
     while True:
         order = torch.randperm(len(pairs), generator=generator).tolist()
         whole = len(order) - len(order) % batch_size
-        steps, size = [], batch_size * max(1, min(WINDOW, whole // SHARE) // batch_size)
-        for start in range(0, whole, size):
-            window = sorted(order[start : min(start + size, whole)], key=lengths.__getitem__)
+        steps, width = [], batch_size * max(1, min(WINDOW, whole // SHARE) // batch_size)  # of a window, in whole steps
+        for start in range(0, whole, width):
+            window = sorted(order[start : min(start + width, whole)], key=lengths.__getitem__)
             steps += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
         steps = [steps[i] for i in torch.randperm(len(steps), generator=generator)]
         for step in [*steps, sorted(order[whole:], key=lengths.__getitem__)]:

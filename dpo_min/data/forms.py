@@ -29,7 +29,8 @@ from dpo_min.data.messages import (
     turns,
 )
 
-PROMPTS = ("prompt", "question", "instruction", "input", "conversations", "messages")  # the first one that is there
+DIALOGUES = "conversations", "messages"
+PROMPTS = ("prompt", "question", "instruction", "input", *DIALOGUES)  # of which the first one that is there is read
 SYSTEM = ("system", "system_prompt")
 OTHERS = {  # columns of data sets that hold no pairs → what they are
     ("completion", "label"): "single judgements, which --loss-type kto reads",
@@ -69,6 +70,7 @@ def read_row(row, columns=NAMES):
         raise BadRow(f"the two sides must be both text or both messages: {kinds}")
     if not (chosen and rejected):
         raise BadRow(f"empty completion: {'rejected' if chosen else 'chosen'}")
+    # A side that does not begin with an answer holds the prompt, too.
     whole = isinstance(chosen, tuple) and "assistant" not in [side[0].role for side in (chosen, rejected)]
     prompt, used = find_prompt(row, columns, whole)
     system, more = find_system(row, used)
@@ -118,7 +120,7 @@ def find_prompt(row, columns, whole):
     present = [name for name in PROMPTS if name == "prompt" or isinstance(row.get(name), str | list)]
     present = [name for name in present if name in row and (row[name] or name == "prompt")]
     name = present[0] if present else None
-    if name is None or (name in PROMPTS[-2:] and (whole or isinstance(row[name], str))):
+    if name is None or (name in DIALOGUES and (whole or isinstance(row[name], str))):
         return None, []
     prompt, used = as_side(row[name], name), [name]
     if name == "instruction" and isinstance(row.get("input"), str) and row["input"].strip():

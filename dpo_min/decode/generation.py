@@ -161,8 +161,8 @@ def draw_next(logits, seen, uniforms, sampling, forbidden):
 
     It joins `seen` (B, V). Tokens from `sampling.vocab_size` on are not drawn; π is the model's, over all of them.
     """
-    known = logits[:, : sampling.vocab_size], seen[:, : sampling.vocab_size]
-    probs = next_token_probs(known[0], seen=known[1], forbidden=forbidden, **sampling.processors)
+    V = sampling.vocab_size
+    probs = next_token_probs(logits[:, :V], seen=seen[:, :V], forbidden=forbidden, **sampling.processors)
     tokens, rows = draw_tokens(probs, uniforms), torch.arange(len(logits), device=logits.device)
     seen[rows, tokens] = True
     logps = log_probs(logits)[rows, tokens]

@@ -16,7 +16,7 @@ from dpo_min.data.batch import batch_logps, batch_token_logps, pack
 from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.decode.generation import generate
 from dpo_min.decode.sampling import log_probs
-from dpo_min.model.lora import reference as adapters_off
+from dpo_min.model.lora import adapters_off
 from dpo_min.objective import kl_divergence
 from dpo_min.system.progress import Progress
 

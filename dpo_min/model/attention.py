@@ -1,9 +1,10 @@
 """What both models share: attention, its cache, and the way from tokens through the blocks.
 
-What reads is softmax(q kᵀ / √hs + mask) v: Vaswani et al., arXiv:1706.03762, Eq. 1.
+Attention is softmax(q kᵀ / √hs + mask) v: Vaswani et al., arXiv:1706.03762, Eq. 1.
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -48,8 +49,9 @@ def attend(q, k, v, mask=None, write_cache=None):
     texts that stand in a row one after another, none of which sees the others.
     """
     if isinstance(mask, list):
-        texts = zip(*(z.split([part.shape[-1] for part in mask], dim=2) for z in (q, k, v)), mask, strict=True)
-        return torch.cat([attend(*text) for text in texts], dim=1)
+        lengths = [part.shape[-1] for part in mask]
+        q, k, v = (z.split(lengths, dim=2) for z in (q, k, v))
+        return torch.cat([attend(*text) for text in zip(q, k, v, mask, strict=True)], dim=1)
     dtype = q.dtype
     if write_cache is not None:
         k, v = write_cache(k, v)  # (B, nkv, S, hs)
@@ -86,7 +88,7 @@ class LanguageModel(nn.Module):
         self.compiled = False
 
     def compile(self, *arguments, **options):
-        """nn.Module's own; those who choose the shapes of what comes in ask for `compiled`."""
+        """`nn.Module.compile`; who could give every batch a shape of its own asks `compiled` first."""
         super().compile(*arguments, **options)
         self.compiled = True
 
@@ -132,7 +134,7 @@ class LanguageModel(nn.Module):
         positions, mask = self.prepare(tokens, positions, mask, cache)
         x, *places = self.embed(tokens, positions)  # (B, T, C)
         for layer, block in enumerate(self.blocks):
-            write_cache = cache and (lambda k, v, layer=layer: cache.write(layer, positions, k, v))
+            write_cache = partial(cache.write, layer, positions) if cache else None  # (k, v) → all k, v so far
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x = checkpoint(block, x, mask, write_cache, *places, use_reentrant=False)
             else:
@@ -157,7 +159,8 @@ class LanguageModel(nn.Module):
         if isinstance(mask, list):
             if len(tokens) != 1 or sum(map(len, mask)) != T:
                 raise ValueError(f"{kind}: texts of {[*map(len, mask)]} tokens are not a row of {tuple(tokens.shape)}")
-            return positions, [self.prepare(tokens[:, : len(part)], 0, part, None)[1] for part in mask]
+            parts = (self.prepare(tokens[:, : len(part)], positions, part, None) for part in mask)
+            return positions, [part_mask for _, part_mask in parts]
         if mask.dtype != torch.bool or mask.shape not in ((T, T), (len(tokens), T, T)):
             raise ValueError(f"{kind}: mask must be boolean (T,T) or (B,T,T), got {mask.dtype} {tuple(mask.shape)}")
         causal, device = torch.ones(T, T, dtype=torch.bool, device=tokens.device).tril(), tokens.device.type

@@ -7,7 +7,7 @@ the model begins as what it was, to the bit. For DPO that is more than a saving:
 its adapters off, and costs nothing.
 
     add_lora(policy, rank=8, alpha=16)       # from here on only A and B are trained
-    with reference(policy): policy(tokens)   # π_ref
+    with adapters_off(policy): policy(tokens)  # π_ref
     dict(merged(policy))                     # W + (α/r) B A under the name of W: a model without adapters
 """
 
@@ -81,8 +81,8 @@ def add_lora(model, rank, alpha, targets=(), generator=None):
 
 
 @contextmanager
-def reference(model):
-    """The model with its adapters off, for the time of a `with`; of a model without any, the model as it is."""
+def adapters_off(model):
+    """The model with its adapters off, for the time of a `with`: π_ref. A model without any stays as it is."""
     layers = [layer for layer in adapted(model).values() if layer.on]
     for layer in layers:
         layer.on = False
@@ -116,14 +116,15 @@ def merged(model, whole=lambda tensor: tensor):
         yield name, tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def hold(model, dtype):
+def narrow_frozen(model, dtype):
     """Keep the frozen matrices of the blocks in the dtype that autocast multiplies them in, where no bit is lost.
 
     Most models are published in bfloat16: in float32 they take twice the memory, and autocast makes of them what they
     were. Nothing that is computed under autocast changes; float32 means that there is none.
     """
-    frozen = [layer for layer in linear_layers(model).values() if not layer.weight.requires_grad]
-    for layer in frozen if dtype != torch.float32 else ():
+    if dtype == torch.float32:
+        return
+    for layer in [layer for layer in linear_layers(model).values() if not layer.weight.requires_grad]:
         narrow = layer.weight.to(dtype)
         if torch.equal(narrow.to(layer.weight.dtype), layer.weight):
             layer.weight.data = narrow

@@ -26,7 +26,7 @@ class Imitation(Criterion):
 
     def loss(self, stage, rows, batch, denominator):
         """The share of these rows in the loss of a step, a scalar, and their metrics: name → (B,)."""
-        logps = stage.logps(batch)  # (B,)
+        logps = stage.score(batch)  # (B,)
         return sft_loss(logps, denominator), {"logps/chosen": logps.detach()}
 
 
@@ -49,13 +49,13 @@ class Thumbs(Criterion):
 
     z, weights = 0.0, (1.0, 1.0)  # the shift; λ of a thumb down and of one up
 
-    def know(self, rows):
+    def before_run(self, rows):
         """Count the thumbs."""
         up = sum(row.label for row in rows)
         counts = len(rows) - up, up
         self.weights = tuple(max(counts) / (count or max(counts)) for count in counts)
 
-    def prepare(self, stage, rows):
+    def before_step(self, stage, rows):
         """Estimate z from the step's prompts, each with the next one's answer; all processes get the same."""
         most = self.flags.max_length or sys.maxsize  # which a prompt and another's answer may exceed together
         mixed = [
@@ -81,9 +81,9 @@ class Thumbs(Criterion):
 
 def log_probabilities(stage, batch):
     """Log π and log π_ref of every answer of a batch, (N,) each."""
-    policy = stage.logps(batch, stage.criterion.reduce)
-    with torch.no_grad(), lora.reference(stage.reference):
-        return policy, stage.asked(batch, stage.criterion.reduce)
+    policy = stage.score(batch, stage.criterion.reduce)
+    with torch.no_grad(), lora.adapters_off(stage.reference):
+        return policy, stage.score_ref(batch, stage.criterion.reduce)
 
 
 def list_metrics(policy_logps, reference_logps, present, beta):

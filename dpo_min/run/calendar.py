@@ -1,7 +1,7 @@
 """How many steps a run takes, and after which of them it logs, evaluates and saves."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 def count_steps(flags, pairs):
@@ -12,7 +12,7 @@ def count_steps(flags, pairs):
 
 @dataclass(frozen=True)
 class Calendar:
-    """Each is due after every so many steps, and all are after the last one.
+    """When a run logs, evaluates and saves: each after every so many steps, and all after the last one.
 
     The last step of a run is often not a step at which a longer run would log or evaluate. What is written only
     because the run ends there is its closing: a run that goes on to more steps takes it back, so that it has the
@@ -38,6 +38,8 @@ class Calendar:
 
     def closing(self, step):
         """The splits whose line is due only because the run ends with this step."""
-        longer = Calendar(0, self.log_every, self.eval_every, self.save_every)
+        if step < self.steps:
+            return []
+        longer = replace(self, steps=math.inf)  # a run that does not end here
         due = {"train": longer.logs(step), "eval": longer.evaluates(step)}
-        return [split for split, also in due.items() if step == self.steps and not also]
+        return [split for split, is_due in due.items() if not is_due]

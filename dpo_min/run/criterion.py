@@ -8,32 +8,33 @@ from dpo_min.run.log import Totals
 
 
 class Criterion:
-    """`Mixture` as the flags ask for it. `reference` and `reduce` say which log-probabilities it is to be given.
+    """`Mixture` as the flags ask for it. `reduce` says which log-probabilities it is to be given (`batch_logps`).
 
     BCO's shift is the mean reward of all answers that were trained on before this step, 0 at first: a number that is
     known before the step begins, so that its micro-batches may be any.
     """
 
-    loss = None  # where a subclass has one, it is the whole of it
+    loss = None  # a subclass that compares no pairs has a method here, which `Stage.loss` calls in the place of `value`
 
     def __init__(self, flags):
-        self.flags, self.mixture = flags, None if self.loss else Mixture(flags.losses)
-        self.needs = self.mixture.arguments if self.mixture else {}
-        self.reference, self.reduce = flags.has_reference, (self.mixture and self.mixture.reduce) or flags.reduce
+        self.flags, self.needs, self.reduce = flags, {}, flags.reduce
+        if not self.loss:
+            self.mixture = Mixture(flags.losses)
+            self.needs, self.reduce = self.mixture.arguments, self.mixture.reduce or flags.reduce
         if isinstance(self.reduce, float) and flags.loss_tail is not None:
             self.reduce = flags.loss_tail
-        self.seen, self.step = {"rewards": 0.0, "pairs": 0}, Totals()
+        self.seen, self.now = {"rewards": 0.0, "pairs": 0}, Totals()  # sums for the shift: before this step, and in it
 
-    def know(self, rows):
+    def before_run(self, rows):
         """Look at all rows that are to be trained on: for pairs there is nothing to learn from them together."""
 
-    def prepare(self, stage, rows):
+    def before_step(self, stage, rows):
         """Find what the rows of a step decide together, before its first micro-batch: of pairs, nothing."""
 
     @property
     def shift(self):
         """The mean reward of an answer so far."""
-        return self.seen["rewards"] / (2 * self.seen["pairs"] or 1)
+        return self.seen["rewards"] / (2 * self.seen["pairs"] or 1)  # 0 / 1 before the first step
 
     def value(self, a, b, policy_logps, pairs, batch, logps):
         """The loss of each pair, (B,): a, b and the two of policy_logps are (B,); `logps` is the policy's `Logps`.
@@ -54,20 +55,20 @@ class Criterion:
 
     def one_way(self, a, b, policy_logps, lengths, offset):
         """The loss of each pair, (B,), if its first side is the chosen one."""
-        sums = policy_logps[0] * (lengths[0] if self.reduce == "mean" else 1)
-        facts = {"policy_chosen_logps": sums, "chosen_lengths": lengths[0], "rejected_lengths": lengths[1]}
-        facts |= {"shift": self.shift} | ({"offset": offset} if "offset" in self.needs else {})
+        chosen = policy_logps[0] * (lengths[0] if self.reduce == "mean" else 1)  # log π(y_w) itself, a sum over tokens
+        facts = {"policy_chosen_logps": chosen, "chosen_lengths": lengths[0], "rejected_lengths": lengths[1]}
+        facts |= {"shift": self.shift, "offset": offset}  # `Mixture` leaves aside what none of its parts asks for
         return self.mixture.value(a, b, self.flags.beta, **self.flags.loss_options, **facts)
 
-    def see(self, metrics):
+    def after_batch(self, metrics):
         """Take in the rewards of pairs that are trained on; those of held-out ones move no shift."""
         if "shift" in self.needs and torch.is_grad_enabled():
             rewards = metrics["rewards/chosen"] + metrics["rewards/rejected"]
-            self.step.add({"pairs": torch.ones_like(rewards)}, rewards.sum())
+            self.now.add({"rewards": rewards, "pairs": torch.ones_like(rewards)})
 
-    def settle(self):
+    def after_step(self):
         """The step is over: the next one has another shift, the same in every process."""
         if "shift" in self.needs:
-            sums = distributed.sums(self.step.settle())
-            self.seen = {"rewards": self.seen["rewards"] + sums["loss"], "pairs": self.seen["pairs"] + sums["pairs"]}
-            self.step.clear()
+            sums = distributed.sums(self.now.settle())
+            self.seen = {name: total + sums[name] for name, total in self.seen.items()}
+            self.now.clear()

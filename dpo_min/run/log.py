@@ -15,12 +15,13 @@ from dpo_min.system.progress import Line, left
 class Totals(dict):
     """Sums of metrics over pairs, so that a mean is exact however the pairs were divided into batches."""
 
-    def add(self, metrics, loss_sum):
-        """Add name → (B,) metrics, and the sum of the losses, a scalar; they stay on their device until `settle`."""
-        for name, values in (metrics | {"loss": loss_sum}).items():
-            dtype = torch.promote_types(values.dtype, torch.float32)
-            total = values.detach().sum(dtype=dtype)
-            self[name] = self.get(name, 0.0) + (total if total.device.type == "mps" else total.double())  # it has none
+    def add(self, metrics):
+        """Add name → (B,) metrics, or a sum of them, a scalar; they stay on their device until `settle`."""
+        for name, values in metrics.items():
+            total = values.detach().sum(dtype=torch.promote_types(values.dtype, torch.float32))
+            if total.device.type != "mps":  # which has no float64
+                total = total.double()
+            self[name] = self.get(name, 0.0) + total
 
     def count(self, pairs, denominator, chosen_only):
         """Count what was added: pairs, what the loss is a mean over (pairs, or tokens), and tokens seen.

@@ -26,8 +26,10 @@ def load_models(flags, directory=None):
         add_lora(policy, flags.lora, flags.lora_alpha, flags.lora_targets, torch.Generator().manual_seed(flags.seed))
     if not flags.has_reference:
         return policy, None
-    own = flags.lora or (flags.stores_reference and not flags.max_kl)
-    return policy, policy if own and not flags.reference else load_model(flags.reference or directory or flags.init)
+    shared = flags.lora or (flags.stores_reference and not flags.max_kl)
+    if shared and not flags.reference:
+        return policy, policy
+    return policy, load_model(flags.reference or directory or flags.init)
 
 
 def save_outcome(model, tokenizer, flags, name):

@@ -21,7 +21,7 @@ def make_optimizer(name, model, learning_rate, weight_decay):
 
 
 def set_learning_rate(optimizer, flags, step, steps):
-    """The learning rate of this step, of so many, by the schedule, which the optimizer gets too."""
+    """Give the optimizer the learning rate of `step`, from 1 to `steps`, by the schedule; returns it."""
     rate = flags.learning_rate * schedule(flags.lr_schedule, step, steps, flags.warmup_steps)
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -8,7 +8,7 @@ import torch
 
 from dpo_min.data.hashed_files import NOTHING
 from dpo_min.model.adapter import adapter_fingerprint
-from dpo_min.model.lora import reference as adapters_off
+from dpo_min.model.lora import adapters_off
 from dpo_min.model.weights import model_fingerprint, save_model
 from dpo_min.run import checkpoint, directory, distributed, resume
 from dpo_min.run.calendar import count_steps
@@ -22,13 +22,13 @@ def identity_of(job, policy, reference):
     """Everything that determines a run, name → value, as its config.json keeps it; the models as they begin."""
     flags = job.flags
     device, dtype = choose_device(flags.device, flags.dtype)
-    read = (flags.data, job.pairs), (flags.eval_data, job.held_out), (flags.sft_data, job.sft_pairs)
-    hashes = [pairs.sha256 if paths else NOTHING for paths, pairs in read]
-    hashes += [job.tokenizer.fingerprint(), flags.adapter and adapter_fingerprint(flags.adapter)]
-    hashes += [flags.init and base_fingerprint(policy)]
-    now = dict(zip(resume.HASHES, hashes, strict=False))  # the reference comes last
+    read = {"data": job.pairs, "eval_data": job.held_out, "sft_data": job.sft_pairs}
+    now = {f"{name}_sha256": pairs.sha256 if getattr(flags, name) else NOTHING for name, pairs in read.items()}
+    now["tokenizer_sha256"] = job.tokenizer.fingerprint()
+    now["adapter_sha256"] = flags.adapter and adapter_fingerprint(flags.adapter)
+    now["init_sha256"] = own = flags.init and base_fingerprint(policy)
     if not flags.adapter and (flags.init or flags.loss_type == "sft"):  # one that is made here has no hash yet
-        now["reference_sha256"] = hashes[-1] if reference is policy else reference and model_fingerprint(reference)
+        now["reference_sha256"] = own if reference is policy else reference and model_fingerprint(reference)
     where = {"device": device, "dtype": str(dtype).removeprefix("torch."), "versions": resume.versions()}
     where |= {"processes": distributed.processes(), "threads": torch.get_num_threads()}
     where |= {"processor": processor(device)}

@@ -15,11 +15,11 @@ from dpo_min.model.llama import Llama, LlamaConfig
 from dpo_min.model.lora import (
     LoRALinear,
     adapted,
+    adapters_off,
     add_lora,
-    hold,
     linear_layers,
     merged,
-    reference,
+    narrow_frozen,
 )
 from dpo_min.model.weights import load_model, save_model
 
@@ -102,7 +102,7 @@ def test_at_step_0_the_policy_is_its_reference_to_the_bit_and_has_a_gradient(ran
         before = batch_logps(model, batch)
         add_lora(model, rank, 16, kind[1], torch.Generator().manual_seed(seed))
         after = batch_logps(model, batch)
-        with reference(model):
+        with adapters_off(model):
             assert torch.equal(batch_logps(model, batch), before)
     assert torch.equal(after, before)
     after.sum().backward()
@@ -222,10 +222,10 @@ def test_off_is_the_base_bit_for_bit_after_any_number_of_steps(steps, seed, kind
     for _ in range(steps):
         taken.zero_grad()
         batch_logps(model, batch).sum().backward()
-        with reference(model), torch.no_grad():
+        with adapters_off(model), torch.no_grad():
             assert torch.equal(batch_logps(model, batch), logps)
         taken.step()
-    with reference(model):
+    with adapters_off(model):
         assert torch.equal(batch_logps(model, batch), logps)
     assert torch.equal(batch_logps(model, batch), logps) == (steps == 0)
     after = model.state_dict()
@@ -238,13 +238,13 @@ def test_the_adapter_is_on_again_after_an_error_and_after_a_with_inside_a_with()
     model, _ = with_adapter()
     tokens = draw_tokens()
     on = logits(model, tokens)
-    with reference(model):
+    with adapters_off(model):
         off = logits(model, tokens)
-        with reference(model):
+        with adapters_off(model):
             assert torch.equal(logits(model, tokens), off)
         assert torch.equal(logits(model, tokens), off)
     assert torch.equal(logits(model, tokens), on) and not torch.equal(on, off)
-    with pytest.raises(KeyError), reference(model):
+    with pytest.raises(KeyError), adapters_off(model):
         raise KeyError
     assert torch.equal(logits(model, tokens), on)
 
@@ -252,7 +252,7 @@ def test_the_adapter_is_on_again_after_an_error_and_after_a_with_inside_a_with()
 def test_a_model_without_an_adapter_is_its_own_reference():
     model, tokens = make(), draw_tokens()
     before = logits(model, tokens)
-    with reference(model) as same:
+    with adapters_off(model) as same:
         assert same is model and torch.equal(logits(model, tokens), before)
 
 
@@ -263,7 +263,7 @@ def test_blocks_computed_again_have_the_same_gradients():
         model, _ = with_adapter()
         model.checkpoint_activations = checkpointed
         logps = batch_logps(model, pack(draw_pairs()))
-        with reference(model), torch.no_grad():
+        with adapters_off(model), torch.no_grad():
             batch_logps(model, pack(draw_pairs()))
         logps.sum().backward()
         found.append([p.grad for p in model.parameters() if p.requires_grad])
@@ -333,7 +333,7 @@ def test_a_base_published_in_bfloat16_is_held_in_it_and_computes_the_same_bits(k
         for layer in adapted(model).values():
             layer.lora_B.data.normal_(generator=torch.Generator().manual_seed(1))
         if narrow:
-            hold(model, torch.bfloat16)
+            narrow_frozen(model, torch.bfloat16)
             held = {name for name, p in model.named_parameters() if p.dtype == torch.bfloat16}
             assert held == {f"{name}.weight" for name in LAYERS[kind]}
         with torch.autocast("cpu", torch.bfloat16):
@@ -344,7 +344,7 @@ def test_a_base_published_in_bfloat16_is_held_in_it_and_computes_the_same_bits(k
         results.append([logps, *gradients, *dict(merged(model)).values()])
     assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(*results, strict=True))
     add_lora(full, 3, 5)
-    hold(full, torch.bfloat16)
+    narrow_frozen(full, torch.bfloat16)
     assert {p.dtype for p in full.parameters()} == {torch.float32}
 
 
@@ -352,7 +352,7 @@ def test_what_is_trained_is_not_narrowed():
     model = make(dtype=torch.float32)
     for parameter in model.parameters():
         parameter.data = parameter.to(torch.bfloat16).float()
-    hold(model, torch.bfloat16)
+    narrow_frozen(model, torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 

@@ -14,7 +14,7 @@ from dpo_min.data.tokenizing import TokenizedPair
 from dpo_min.judge.scoring import log_ratios
 from dpo_min.model.adapter import load_adapter
 from dpo_min.model.gpt import GPT, GPTConfig
-from dpo_min.model.lora import adapted, add_lora, merged, reference
+from dpo_min.model.lora import adapted, adapters_off, add_lora, merged
 from dpo_min.model.safetensors import read_safetensors, write_safetensors
 from dpo_min.model.weights import load_model
 from dpo_min.run import models, stored_reference
@@ -181,7 +181,7 @@ def test_model_is_merged_and_adapter_is_the_same_by_itself(place, lora):
     model, best = GPT(SIZES), load_model(out / "run" / "best")
     model.load_state_dict(dict(merged(again)))
     assert close(load_model(out / "run" / "model"), model) and best.config == SIZES
-    with reference(again):
+    with adapters_off(again):
         model.load_state_dict(dict(merged(again)))
     assert equal(model.state_dict(), load_model(place / "init").state_dict())
     config = json.loads((out / "run" / "adapter" / "adapter_config.json").read_text())

@@ -171,10 +171,10 @@ def gradients(rows, micro_batch_size, loss_type, **flags):
     reference.load_state_dict(NARROW.state_dict())
     policy.load_state_dict({name: tensor + 0.1 for name, tensor in NARROW.state_dict().items()})
     stage = train.Stage(config, policy, reference if config.has_reference else None, None)
-    stage.criterion.know(rows)
+    stage.criterion.before_run(rows)
     totals = log.Totals()
-    denominator = stage.denominator(rows, totals)
-    stage.criterion.prepare(stage, rows)
+    denominator = stage.count_step(rows, totals)
+    stage.criterion.before_step(stage, rows)
     for *micro, _ in stage.packed(rows):
         stage.share(*micro, denominator, totals)[0].backward()
     totals.settle()
@@ -217,11 +217,11 @@ def test_kto_takes_its_shift_from_every_prompt_with_the_next_ones_answer_and_wei
     reference.load_state_dict(NARROW.state_dict())
     policy.load_state_dict({name: 1.5 * tensor for name, tensor in NARROW.state_dict().items()})
     stage = train.Stage(config, policy, reference, None)
-    stage.criterion.know(rows)
+    stage.criterion.before_run(rows)
     assert stage.criterion.weights == (3.0, 1.0)
-    stage.criterion.know(rows[:2])
+    stage.criterion.before_run(rows[:2])
     assert stage.criterion.weights == (1.0, 1.0)
-    stage.criterion.prepare(stage, rows)
+    stage.criterion.before_step(stage, rows)
     mixed = [TokenizedAnswers(rows[i].prompt_ids, rows[(i + 1) % 4].completions) for i in range(4)]
     with torch.no_grad():
         ratios = batch_logps(policy, pack(mixed)) - batch_logps(reference, pack(mixed))

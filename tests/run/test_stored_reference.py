@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import gc
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import train
 from dpo_min.data.batch import batch_logps, pack
 from dpo_min.data.tokenizer import load_tokenizer
 from dpo_min.data.tokenizing import TokenizedPair
@@ -293,6 +296,27 @@ def test_a_folder_that_takes_no_file_stays_as_it_was_and_is_no_reason_to_stop(tm
     (tmp_path / "file").touch()
     filled(tmp_path / "file" / "cache", [SMALL])
     assert "(Not a directory): another run scores again" in capsys.readouterr().out
+
+
+def test_the_memory_of_a_reference_is_free_once_it_is_stored(prefs, init, tmp_path, monkeypatch):
+    """Kills: a name, somewhere among the callers, that still holds the model."""
+    seen, load, begin = [], train.load_models, train.Stage.fit
+
+    def noted(flags):
+        policy, reference = load(flags)
+        seen.append(weakref.ref(reference))
+        return policy, reference
+
+    def looked_for(self, *arguments):
+        gc.collect()
+        seen.append(seen[0]())
+        return begin(self, *arguments)
+
+    monkeypatch.setattr(train, "load_models", noted)
+    monkeypatch.setattr(train.Stage, "fit", looked_for)
+    flags = ["--data", prefs, "--init", init, "--reference", init, "--max-steps", 1]
+    assert fit(*flags, "--out", tmp_path / "run") == 0
+    assert seen[1:] == [None]
 
 
 # ---- a reference that follows ----
