@@ -48,10 +48,10 @@ class Loss:
     def check(self, beta, label_smoothing=None):
         """Return ε. Raises ValueError for a β or an ε out of range, or an ε that would have no effect."""
         check_beta(beta)
-        if self.smoothing is None and label_smoothing:  # 0 is what every loss without an ε has
-            raise ValueError(f"label_smoothing ({label_smoothing}) has no effect under this loss: leave it out")
-        if self.smoothing is None or label_smoothing is None:
+        if label_smoothing is None:
             return self.smoothing
+        if self.smoothing is None and label_smoothing != 0:  # 0 is what every loss without an ε has
+            raise ValueError(f"label_smoothing ({label_smoothing}) has no effect under this loss: leave it out")
         if not 0 <= label_smoothing < 0.5 or (label_smoothing == 0 and not self.noise_free):
             least = "at least 0" if self.noise_free else "above 0"
             raise ValueError(f"label_smoothing must be {least} and below 0.5, got {label_smoothing}")

@@ -170,7 +170,11 @@ def read_pairs(config, tokenizer, template=PLAIN):
         train, held_out = pairs.split(min(0.05, HELD_OUT / max(len(pairs), 1)) if fraction is None else fraction)
         if fraction is None and not train:  # of few prompts all may fall to one side
             train, held_out = held_out, train
-    sft = read(config.sft_data) if config.sft_data else train
+    sft = train
+    if config.sft_data:
+        sft = read(config.sft_data, config.seed)
+        out = np.isin(sft.digests, held_out.digests)
+        sft, counts["kept out"] = sft[~out], int(out.sum())
     for line in notes(config, counts, train, held_out):
         print(f"data: {line}")
     if not train:
@@ -203,6 +207,8 @@ def notes(config, counts, train, held_out):
         yield from (f"{number} rows read as {form}" for form, number in forms.most_common())
     if unread:
         yield f"columns that are not read: {', '.join(unread)}"
+    if counts["kept out"]:
+        yield f"{counts['kept out']} rows of --sft-data left out: their prompts are held out"
     if counts["skipped"]:
         yield f"{counts['skipped']} bad rows skipped"
     if counts["equal"]:

@@ -32,11 +32,18 @@ from dpo_min.data.messages import (
 DIALOGUES = "conversations", "messages"
 PROMPTS = ("prompt", "question", "instruction", "input", *DIALOGUES)  # of which the first one that is there is read
 SYSTEM = ("system", "system_prompt")
+VERDICTS = (  # pairs whose better side is named in another column
+    ("human_ref_A", "human_ref_B"), ("better_response_id",), ("response_0", "response_1"), ("answer_0", "answer_1"),
+    ("response_a", "response_b"), ("response1", "response2"), ("preference_strength",),
+)  # fmt: skip
 OTHERS = {  # columns of data sets that hold no pairs → what they are
     ("completion", "label"): "single judgements, which --loss-type kto reads",
+    ("responses", "pairs"): "answers and pairs of their numbers: put the answers of each pair into chosen and rejected",
     ("responses",): "ranked lists of answers, which --loss-type plackett_luce reads",
     ("winner",): "two answers and a verdict: put the winner into chosen, and the other answer into rejected",
     ("choice",): "several answers and a verdict: put the winner into chosen, and another answer into rejected",
+    ("answers",): "several answers and a verdict: put the winner into chosen, and another answer into rejected",
+    **dict.fromkeys(VERDICTS, "two answers and a verdict: put the better one into chosen, and the other into rejected"),
 }
 
 
@@ -118,7 +125,7 @@ def find_prompt(row, columns, whole):
     if columns.prompt:
         return as_side(row[columns.prompt], columns.prompt), [columns.prompt]
     present = [name for name in PROMPTS if name == "prompt" or isinstance(row.get(name), str | list)]
-    present = [name for name in present if name in row and (row[name] or name == "prompt")]
+    present = [name for name in present if name in row and (row[name] or (name == "prompt" and not whole))]
     name = present[0] if present else None
     if name is None or (name in DIALOGUES and (whole or isinstance(row[name], str))):
         return None, []
@@ -160,8 +167,11 @@ def put_together(prompt, system, chosen, rejected, whole):
     elif isinstance(chosen, str) and system:
         prompt, chosen, rejected = as_turns(prompt, chosen, rejected)
     for side in (chosen, rejected):
-        if isinstance(side, tuple) and side[0].role != "assistant":
-            raise BadRow(f"a completion must start with an assistant message, not {side[0].role}")
+        for place, message in (("start", side[0]), ("end", side[-1])) if isinstance(side, tuple) else ():
+            if message.role != "assistant":
+                raise BadRow(f"a completion must {place} with an assistant message, not {message.role}")
+    if isinstance(prompt, tuple) and prompt and prompt[-1].role == "assistant":
+        raise BadRow("the last turn of the prompt is the assistant's: nothing is asked")
     if system and prompt[:1] != system:
         if prompt and prompt[0].role == "system":
             raise BadRow("the row has two different system texts, in its column system and in its messages")
@@ -183,8 +193,10 @@ def looks_like(row):
     for names, what in OTHERS.items():
         if all(name in row for name in names):
             return f"; the rows look like {what}"
-    flags = ""
-    for side, word in (("chosen", "chosen"), ("rejected", "reject")):
-        name = next((name for name in row if word in name.lower()), "NAME")
-        flags += "" if side in row else f" --{side}-column {shown(name)}"
-    return f"; the columns are {', '.join(map(shown, row))[:200]}" + (f":{flags} would read them" if flags else "")
+    said = f"; the columns are {', '.join(map(shown, row))[:200]}"
+    sides = [side for side in ("chosen", "rejected") if side not in row]
+    found = [next((name for name in row if side[:6] in name.lower()), None) for side in sides]
+    if None in found:
+        return f"{said}; --chosen-column and --rejected-column name those of the better and of the worse answer"
+    flags = "".join(f" --{side}-column {shown(name)}" for side, name in zip(sides, found, strict=True))
+    return f"{said}:{flags} would read them" if flags else said

@@ -10,12 +10,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 from dpo_min.data.chat_template import name_hh
-from dpo_min.data.forms import Columns, read_row
+from dpo_min.data.forms import PROMPTS, Columns, read_row
 from dpo_min.data.hashed_files import Reading
 from dpo_min.data.messages import BadRow, is_dialogue
 from dpo_min.data.rows import ERRORS_SHOWN, Preference, check_rows, decoded, parse_files, reasons, split_digest
 from dpo_min.data.templates import PLAIN
 from dpo_min.data.tokenizing import encode_pair, truncate
+from dpo_min.system.text import one_line
 
 MOST = 100  # answers of a list
 HELD_OUT = 1000  # rows that are enough to follow a run by
@@ -73,6 +74,15 @@ def split_row(row, kind):
     return [rest | {"chosen": value[0], "rejected": answer} for answer in value[1:]], None
 
 
+def check_prompt(row, prompts, columns):
+    """BadRow where a row's answers do not say what they answer: a text is not divided by what an answer shares."""
+    named = columns.prompt or any(name in row for name in PROMPTS)
+    if not named and isinstance(prompts[0], str) and not is_dialogue(prompts[0]):
+        raise BadRow("missing key: prompt; --prompt-column names the column that holds it")
+    if any(prompt != prompts[0] for prompt in prompts):
+        raise BadRow("the responses do not share one prompt: they are whole dialogues that part at different turns")
+
+
 def altered(completion):
     """Another completion, of the same form."""
     if isinstance(completion, list) and completion and isinstance(completion[-1], dict):
@@ -109,12 +119,14 @@ def read_files(paths, flags, tokenizer, template, counts):
     def parse(line, source):
         with reasons(line):
             pairs, label = split_row(decoded(line), flags.rows)
-            sides = (template.sides(*read_row(pair, columns)[:3]) for pair in pairs)
-            return [Preference(*side, source) for side in sides], label
+            read = [read_row(pair, columns) for pair in pairs]
+            check_prompt(pairs[0], [prompt for prompt, *_ in read], columns)
+            return [Preference(*template.sides(*sides), source, unread=unread) for *sides, _, unread in read], label
 
     for preferences, label in parse_files(paths, parse, bad, reading.open):
         row, cut = encode_row(preferences, label, tokenizer, template, (flags.max_length, flags.max_prompt_length))
         prompt, good = preferences[0].prompt, good + 1
+        counts.update(("unread", name) for name in preferences[0].unread)
         counts.update(cut=cut, lost=row is None, plain=isinstance(prompt, str) and not is_dialogue(prompt))
         rows += [(split_digest(preferences[0], flags.seed), row)] if row else []
     check_rows(paths, good, len(bad), bad[:ERRORS_SHOWN], flags.skip_bad_rows)
@@ -135,13 +147,20 @@ def read_judgements(flags, tokenizer, template=PLAIN):
     fraction = min(0.05, HELD_OUT / max(len(rows), 1)) if flags.eval_fraction is None else flags.eval_fraction
     most = 0 if flags.eval_data else fraction * 2**64
     train, held_out = (Rows([row for bits, row in rows if (bits < most) == side], sha256) for side in (False, True))
-    sft = train
+    sft, held = train, {bits for bits, _ in rows if bits < most}
     if flags.eval_data:
         rows, sha256 = read_files(flags.eval_data, flags, tokenizer, template, counts)
-        held_out = Rows([row for _, row in rows], sha256)
+        held, held_out = {bits for bits, _ in rows}, Rows([row for _, row in rows], sha256)
     if flags.sft_data:
         rows, sha256 = read_files(flags.sft_data, flags, tokenizer, template, counts)
-        sft = Rows([row for _, row in rows], sha256)
+        sft = Rows([row for bits, row in rows if bits not in held], sha256)
+        counts["lost"] += len(rows) - len(sft)
+    unread = [name[1] for name in counts if name[0] == "unread"]
+    for name in flags.ignore_columns:
+        if name not in unread:
+            raise ValueError(f"--ignore-columns {name}: no row has this column")
+    if unread:
+        print(f"data: columns that are not read: {', '.join(map(one_line, unread))}")
     print(
         f"data: {len(train)} {flags.rows} to train on, {len(held_out)} held out; {counts['bad']} bad rows skipped, "
         f"{counts['cut']} truncated to {flags.max_length} tokens, {counts['lost']} dropped"

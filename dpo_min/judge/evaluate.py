@@ -31,6 +31,7 @@ from dpo_min.system.kinds import COUNT, PICTURE, POSITIVE, SEED, SIZE
 from dpo_min.system.program import guard, mistakes
 from dpo_min.system.signals import interrupt, on_signals, quit_at_once
 from dpo_min.system.streams import steady
+from dpo_min.system.text import one_line
 
 WORK = 6 * 10**11  # weights × tokens that are scored by default
 MOST_SAMPLES = 500
@@ -97,6 +98,8 @@ def prepare(argv):
             raise ValueError(f"the tokenizer makes {tokenizer.vocab_size} token ids, a model knows only {known}")
         scorer = flags.scorer and load_scorer(flags.scorer)
         preferences, _ = load_preferences(flags.data, flags.skip_bad_rows, flags.columns, template)
+        if unread := dict.fromkeys(name for preference in preferences for name in preference.unread):
+            print(f"data: columns that are not read: {', '.join(map(one_line, unread))}", file=sys.stderr)
         preferences = [preference for preference in preferences if not preference.tie]
         limits = min(settings["max_length"] or 512, positions), settings["max_prompt_length"]
         flags.max_new_tokens = min(flags.max_new_tokens, positions // 2)  # the rest is room for the prompt

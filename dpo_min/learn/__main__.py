@@ -22,7 +22,7 @@ from dpo_min.learn import cut, folder
 from dpo_min.learn.course import PAGE, ROOT, exercises
 from dpo_min.learn.folder import near
 from dpo_min.system.files import write_text
-from dpo_min.system.flags import flag, parse, sections
+from dpo_min.system.flags import flag, parse, refuse, sections
 from dpo_min.system.kinds import between
 from dpo_min.system.program import mistakes, run
 
@@ -150,10 +150,12 @@ ACTIONS = {"make": make, "check": check, "hint": hint, "reveal": reveal}
 def main():
     """The program."""
     with mistakes():
-        flags, _ = parse(LearnFlags, sys.argv[1:], __doc__.split("\n")[0], GROUPS, EXAMPLE)
+        flags, given = parse(LearnFlags, sys.argv[1:], __doc__.split("\n")[0], GROUPS, EXAMPLE)
         action = flags.action[0] if flags.action else "make"
         if action not in ACTIONS or len(flags.action) > 1:
             raise ValueError(f"ACTION: expected one of {', '.join(ACTIONS)}, got {' '.join(flags.action)}")
+        refuse(given, [] if action == "check" else ["all", "seconds"], f"with {action}")
+        refuse(given, ["exercise"] if action == "make" else [], "with make")
         if not (ROOT / PAGE).exists():
             raise ValueError(
                 f"{ROOT / PAGE}: not there; the exercises need a checkout of the project, not the package alone"

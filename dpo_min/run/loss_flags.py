@@ -66,7 +66,7 @@ def loss_weights(text):
     """{name: weight} of a --loss-type: one loss, or several with weights, such as sigmoid:1,sft:0.1.
 
     Raises:
-        ValueError: a loss is unknown or comes twice, a weight is out of range, two losses read different
+        ValueError: a loss is unknown or comes twice, a weight is out of range, or all are 0, two losses read different
             log-probabilities of a pair, or sft is weighed alone, or one that sees no pair at all.
     """
     if text in OTHERS:
@@ -76,7 +76,12 @@ def loss_weights(text):
     reads = {ROWS[name][:2] for name in weights if name in ROWS}
     fits = len(reads) == 1 and not ("sft" in weights and isinstance(min(reads)[1], float))
     known = len(weights) == len(parts) and weights.keys() <= {*ROWS, "sft"}
-    if not known or not (fits or text == "sft") or not all(map(WEIGHT.test, weights.values())):
+    if (
+        not known
+        or not (fits or text == "sft")
+        or not all(map(WEIGHT.test, weights.values()))
+        or not any(weights.values())
+    ):
         raise ValueError(text)
     return weights
 

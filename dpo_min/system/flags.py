@@ -124,11 +124,12 @@ def converter(kind, accepts):
     def convert(text):
         try:
             value = kind(text)
-            if accepts is None or accepts.test(value):
+            if accepts.test(value) if accepts else text or kind is str:
                 return value
         except ValueError:
             pass
-        raise argparse.ArgumentTypeError(f"expected {accepts.words if accepts else kind.__name__}, got {text!r}")
+        words = accepts.words if accepts else {Path: "a path"}.get(kind, kind.__name__)
+        raise argparse.ArgumentTypeError(f"expected {words}, got {text!r}")
 
     return convert
 

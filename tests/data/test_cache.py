@@ -414,3 +414,14 @@ def test_a_preference_of_a_row_number_keeps_it():
     """The workers use `source` for the line's number; the plain functions must not look into it."""
     (pair,), _ = tokenize([Preference("x", "y", "z", source=7)], BYTES, 12)
     assert pair.source == 7
+
+
+def test_no_prompt_that_is_held_out_is_in_the_first_fit(tmp_path, capsys):
+    """Kills: rows of --sft-data that imitate answers to prompts by which the run is judged."""
+    data = tmp_path / "prefs.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"q{i}", "chosen": "a", "rejected": "b"}) + "\n" for i in range(60)))
+    shown = job.prepare(["--data", str(data), "--sft-data", str(data), "--eval-fraction", "0.3"])
+    prompts = [{tuple(pair.prompt_ids) for pair in pairs} for pairs in (shown.pairs, shown.held_out, shown.sft_pairs)]
+    assert prompts[2] == prompts[0] and prompts[1] and not prompts[1] & prompts[2]
+    left = f"{len(shown.held_out)} rows of --sft-data left out: their prompts are held out"
+    assert left in capsys.readouterr().out

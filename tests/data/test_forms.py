@@ -50,7 +50,7 @@ def test_messages_become_the_dialogue_of_the_template():
 @given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), TEXT), max_size=4), SIDES)
 def test_messages_and_the_hh_form_of_one_dialogue_are_the_same_preference(turns, sides):
     """Kills: a header left at the start of a message's completion, or the prompt's without its colon."""
-    assume(not any(ASSISTANT in text for text in sides))
+    assume(not any(ASSISTANT in text for text in sides) and not (turns and turns[-1][0] == "assistant"))
     prompt, chosen, rejected = parse_row(
         {"prompt": [message(*turn) for turn in turns]}
         | {key: [message("assistant", text)] for key, text in zip(("chosen", "rejected"), sides, strict=True)}
@@ -135,6 +135,7 @@ FORMS = {  # a row → its sides
     "Alpaca without input": ({"instruction": U[1], "input": "", **TEXTS, "output": "apple"}, ASKED),
     "distilabel's Orca": ({"system": S[1], "input": U[1], **TEXTS, "rating": [9, 1]}, (said(S, U), *ASKED[1:])),
     "a system text beside a prompt": ({"system": S[1], "prompt": U[1], **TEXTS}, (said(S, U), *ASKED[1:])),
+    "whole dialogues beside no prompt": ({"prompt": None, **WHOLE}, ASKED),
     "a system text beside whole dialogues": ({"system": S[1], **WHOLE}, (said(S, U), *ASKED[1:])),
     "a system text beside HH": (
         {"system_prompt": S[1], "chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
@@ -169,6 +170,19 @@ def test_the_form_and_the_columns_that_nothing_reads_are_named():
 
 
 REFUSED = {  # a row → what its line says
+    "a prompt that is the whole dialogue": (
+        {"messages": [message("user", "q"), message("assistant", "y")], "chosen": "y", "rejected": "n"},
+        "the last turn of the prompt is the assistant's",
+    ),
+    "an answer that ends with the user": (
+        {"prompt": "q", "chosen": [message("assistant", "y"), message("user", "thanks")]}
+        | {"rejected": [message("assistant", "n")]},
+        "a completion must end with an assistant message, not user",
+    ),
+    "SHP": ({"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}, "two answers and a verdict"),
+    "PKU-SafeRLHF": ({"prompt": "q", "response_0": "a", "response_1": "b"}, "two answers and a verdict"),
+    "numbers of answers": ({"prompt": "q", "responses": ["a", "b"], "pairs": [[1, 0]]}, "answers and pairs of their"),
+    "no name like it": ({"q": "q", "good": "a", "bad": "b"}, "--chosen-column and --rejected-column name those of"),
     "a context": (GOOD | {"context": "A story."}, "'context'.*--prompt-column context.*--ignore-columns context"),
     "a history": ({"instruction": "a", **TEXTS, "history": [["q", "a"]]}, "column 'history' holds text"),
     "two questions": (GOOD | {"question": "What else?"}, "column 'question' holds text that nothing reads"),

@@ -54,6 +54,34 @@ def test_messages_are_rendered_as_in_pairs(tmp_path):
     assert row.completions == [ids(" yes"), ids(" no")] and thumb.completions == [ids(" yes")]
 
 
+@pytest.mark.parametrize(("row", "kind"), [
+    ({"completion": "The sky is blue", "label": True}, "thumbs"),
+    ({"responses": ["abc x", "abc y", "zzz"]}, "lists"),
+])  # fmt: skip
+def test_answers_without_a_prompt_are_refused(tmp_path, row, kind):
+    """Kills: a prompt made of what a text shares with another one that nobody wrote, or of what two of three share."""
+    with pytest.raises(ValueError, match="missing key: prompt; --prompt-column"):
+        read(tmp_path, [row], kind)
+
+
+def test_whole_dialogues_that_part_at_different_turns_are_refused(tmp_path):
+    """Kills: an answer that is scored after turns it never saw."""
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "hello"}]
+    said = [*said, {"role": "user", "content": "more"}]
+    ends = [[*said, {"role": "assistant", "content": text}] for text in ("bye", "no")]
+    other = [said[0], {"role": "assistant", "content": "go away"}]
+    with pytest.raises(ValueError, match="the responses do not share one prompt"):
+        read(tmp_path, [{"responses": [*ends, other]}], "lists")
+
+
+def test_columns_that_are_not_read_are_named(tmp_path, capsys):
+    """Kills: a column that is dropped in silence; a flag that asks for one that is not there."""
+    read(tmp_path, [LIST | {"source_text": "an article"}], "lists")
+    assert "columns that are not read: source_text" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--ignore-columns zz: no row has this column"):
+        read(tmp_path, [LIST], "lists", ignore_columns=["zz"])
+
+
 @pytest.mark.parametrize(("row", "kind", "reason"), [
     ({"prompt": "p"}, "lists", "missing key: responses"),
     ([], "lists", "missing key: responses"),

@@ -115,7 +115,8 @@ def test_a_parameter_is_taken_by_the_losses_that_have_it_and_refused_by_all_othe
             read_flags(argv)
 
 
-NO_LOSS = ["dpo", "sigmoid,sigmoid", "sigmoid:-1", "sigmoid:nan", "sigmoid:x", "sft:1", "", "kto:1", "sigmoid:1,"]
+NO_LOSS = "dpo sigmoid,sigmoid sigmoid:-1 sigmoid:0 sigmoid:nan sigmoid:x sft:1 kto:1 sigmoid:1,".split()
+NO_LOSS += [""]
 NO_MIX = ["sigmoid,kto", "sigmoid,simpo", "simpo,cpo", "sigmoid,ld", "ld:1,sft:1"]
 
 
