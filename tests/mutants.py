@@ -33,8 +33,11 @@ TESTS["losses"] = TESTS["ratio_losses"]
 SLOW = "numpy", "tiktoken", "torch", "torch.testing", "torch._dynamo"
 LIMIT = 120  # seconds, after which SIGALRM ends a process
 SURVIVED, FAILED, BROKE = 0, 1, 2  # pytest's exit codes: all passed, a test failed, the tests could not run
-# Asserts are left as they are: only whether one failed is asked, and to rewrite a file's takes as long as a test.
-FLAGS = "-xq -pno:cacheprovider --assert=plain --tb=native --hypothesis-profile=mutants".split()
+# Asserts are left as they are: only whether one failed is asked, and to rewrite a file's takes as long as a test. Nor
+# is it asked what a failed test left open.
+FLAGS = (
+    "-xq -pno:cacheprovider -pno:unraisableexception --assert=plain --tb=native --hypothesis-profile=mutants".split()
+)
 QUICK = "--hypothesis-profile=quick"
 PROFILE = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": hypothesis.HealthCheck}
 
