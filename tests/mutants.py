@@ -94,7 +94,10 @@ EQUIVALENT = {
     BACKWARD + "zip(head.split(ctx.width), d_head.split(ctx.width), strict=True) → "
     "zip(head.split(ctx.width), d_head.split(ctx.width))": "two splits of one shape are equally long",
     BACKWARD + "strict=True → strict=False": "two splits of one shape are equally long",
-    BACKWARD + "d_head is head → False": "autograd drops the gradient of what needs none",
+    BACKWARD + "torch.empty_like(head) if trained else head → "
+    "torch.empty_like(head) if True else head": "of a frozen head this takes memory that is never written",
+    BACKWARD
+    + "d_head if trained else None → d_head if True else None": "autograd drops the gradient of what needs none",
     BACKWARD + "d_hidden.to(hidden.dtype) → d_hidden": "autograd casts a gradient to the type of its tensor",
 }
 
