@@ -154,7 +154,8 @@ def read_judgements(flags, tokenizer, template=PLAIN):
     if flags.sft_data:
         rows, sha256 = read_files(flags.sft_data, flags, tokenizer, template, counts)
         sft = Rows([row for bits, row in rows if bits not in held], sha256)
-        counts["lost"] += len(rows) - len(sft)
+        if len(sft) < len(rows):
+            print(f"data: {len(rows) - len(sft)} rows of --sft-data left out: their prompts are held out")
     unread = [name[1] for name in counts if name[0] == "unread"]
     for name in flags.ignore_columns:
         if name not in unread:

@@ -76,12 +76,8 @@ def loss_weights(text):
     reads = {ROWS[name][:2] for name in weights if name in ROWS}
     fits = len(reads) == 1 and not ("sft" in weights and isinstance(min(reads)[1], float))
     known = len(weights) == len(parts) and weights.keys() <= {*ROWS, "sft"}
-    if (
-        not known
-        or not (fits or text == "sft")
-        or not all(map(WEIGHT.test, weights.values()))
-        or not any(weights.values())
-    ):
+    weighed = all(map(WEIGHT.test, weights.values())) and any(weights.values())
+    if not known or not (fits or text == "sft") or not weighed:
         raise ValueError(text)
     return weights
 

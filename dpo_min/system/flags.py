@@ -124,7 +124,8 @@ def converter(kind, accepts):
     def convert(text):
         try:
             value = kind(text)
-            if accepts.test(value) if accepts else text or kind is str:
+            fine = accepts.test(value) if accepts else text or kind is str  # an unset variable is no path
+            if fine:
                 return value
         except ValueError:
             pass
